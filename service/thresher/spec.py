@@ -1,0 +1,306 @@
+"""The job spec: every option there is, with its unit, range and default.
+
+One YAML file describes a job from raw data to exported tables. This file holds what a spec may say;
+`specfile.py` reads one from disk and words its errors.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Granularity = Literal["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
+Positive = Annotated[int, Field(ge=1)]
+# A name that is safe as a file name, a tensor name and a TorchRec table name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
+
+
+def budget_name(budget: float | int) -> str:
+    """The budget as it is written in file names and metrics: `0.05`, or `20000p` for a count of parameters."""
+    return f"{int(budget)}p" if budget > 1 or isinstance(budget, int) else f"{budget:g}"
+
+
+def budget_params(budget: float | int, total_params: int) -> int:
+    """Parameters that may stay under `budget` of `total_params`: the exact product, rounded down.
+
+    Raises:
+        ValueError: if nothing could stay, or more is asked for than there is.
+    """
+    if budget > 1 or isinstance(budget, int):
+        kept = int(budget)
+    else:
+        kept = int(Fraction(str(budget)) * total_params)  # in decimals, so that 0.29 of 100 is 29
+    if not 1 <= kept <= total_params:
+        raise ValueError(
+            f"prune.budgets: {budget} of {total_params} parameters would keep {kept}; "
+            f"choose a budget that keeps 1 to {total_params}"
+        )
+    return kept
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys, NaN and infinities are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class FieldSpec(Section):
+    """How one column of the raw data becomes one field of the model."""
+
+    column: str | None = Field(None, description="column in the raw data; default: the field's own name")
+    kind: Literal["categorical", "multi", "numeric"] = Field(
+        "categorical",
+        description="categorical: one id a sample. multi: a list of ids (0 or more). numeric: a number",
+    )
+    encoding: Literal["vocabulary", "hash"] = Field(
+        "vocabulary",
+        description="vocabulary: ids seen in the training split get a row each, all others share the OOV row 0. "
+        "hash: ids share `rows` rows by a 64-bit hash, no vocabulary is kept",
+    )
+    min_count: Positive = Field(1, description="vocabulary: ids seen fewer times in training become OOV")
+    rows: Positive | None = Field(None, description="hash: number of rows")
+    separator: str = Field("|", min_length=1, max_length=1, description="multi: between the ids in one cell")
+    numeric: Literal["log_bucket", "dense"] = Field(
+        "log_bucket",
+        description="numeric: log_bucket makes an id of floor(ln(x)^2) for x > 2 (else of x); "
+        "dense passes ln(1 + x) of x >= 0 (x below 0 as is; a missing value as 0) to the model's dense input",
+    )
+    pooling: Literal["sum", "mean"] = Field("mean", description="multi: how a sample's vectors are combined")
+
+    @model_validator(mode="after")
+    def _rows_belong_to_hash(self) -> FieldSpec:
+        if self.encoding == "hash" and self.rows is None:
+            raise ValueError("encoding: hash needs rows: the number of rows to hash into")
+        if self.encoding == "vocabulary" and self.rows is not None:
+            raise ValueError("rows is for encoding: hash; remove it or set encoding: hash")
+        if self.kind == "numeric" and self.encoding == "hash":
+            raise ValueError("a numeric field has few buckets; remove encoding: hash")
+        return self
+
+
+class LabelSpec(Section):
+    """What counts as a positive sample."""
+
+    column: str | None = Field(None, description="column of the label; default: the format's own")
+    positive_from: float | None = Field(
+        None, description="values at or above it are 1, below it 0; default: the column holds 0 and 1"
+    )
+    drop: list[float] = Field([], description="samples with one of these values are left out")
+
+
+class SplitSpec(Section):
+    """Which samples train, validate and test."""
+
+    by: Literal["random", "time", "column"] = Field(
+        "random",
+        description="random: by a hash of (seed, row number). time: oldest first into train. column: as it says",
+    )
+    fractions: list[float] = Field(
+        [0.8, 0.1, 0.1],
+        min_length=3,
+        max_length=3,
+        description="random and time: shares of train, validation, test; sum 1",
+    )
+    column: str | None = Field(None, description="time: column of the timestamp. column: column of the split")
+    values: list[str | int] = Field(
+        ["train", "validation", "test"],
+        min_length=3,
+        max_length=3,
+        description="column: its values for train, validation, test",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> SplitSpec:
+        if abs(sum(self.fractions) - 1.0) > 1e-6 or min(self.fractions) <= 0:
+            raise ValueError(f"fractions must be positive and sum to 1, got {self.fractions}")
+        if self.by == "column" and self.column is None:
+            raise ValueError("by: column needs column: the name of the column that holds the split")
+        return self
+
+
+class SyntheticSpec(Section):
+    """The seeded generator: Zipf ids, and fields whose true embeddings have a known number of dimensions."""
+
+    samples: Positive = Field(100_000, description="number of samples")
+    cardinalities: list[Positive] = Field([1000] * 8, min_length=1, description="ids of each field")
+    dimensions: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="planted effective dimensions of each field; default: all 4"
+    )
+    zipf: float = Field(1.1, gt=0, le=4, description="exponent of the id frequencies")
+
+    @model_validator(mode="after")
+    def _same_length(self) -> SyntheticSpec:
+        if self.dimensions is not None and len(self.dimensions) != len(self.cardinalities):
+            raise ValueError(
+                f"dimensions has {len(self.dimensions)} entries, cardinalities {len(self.cardinalities)}: give one each"
+            )
+        return self
+
+
+class DataSpec(Section):
+    """Where the samples come from and what becomes of each column."""
+
+    format: Literal["movielens", "criteo", "avazu", "parquet", "synthetic"] = Field(
+        description="movielens reads the 100k atomic files, the 1M .dat files or the Parquet form, whichever is there; "
+        "criteo the Kaggle or terabyte TSV; avazu CSV; parquet any Parquet whose columns `fields` names"
+    )
+    path: str | None = Field(
+        None,
+        description="file or folder; `package:NAME/DIR` is a folder inside an installed Python package (not imported)",
+    )
+    label: LabelSpec = LabelSpec()
+    fields: dict[Name, FieldSpec] | None = Field(
+        None, min_length=1, description="the model's fields; default: all that the format has"
+    )
+    split: SplitSpec = SplitSpec()
+    on_bad_row: Literal["fail", "skip"] = Field("fail", description="what to do with a row that cannot be read")
+    max_bad_rows: Annotated[int, Field(ge=0)] = Field(1000, description="skip: more bad rows than this stop the run")
+    max_vocabulary: Positive = Field(
+        50_000_000, description="ids of one field held in memory; beyond it, use encoding: hash"
+    )
+    row_group_rows: Positive = Field(65_536, description="samples a row group: the unit of reading and of the shuffle")
+    synthetic: SyntheticSpec | None = None
+
+    @model_validator(mode="after")
+    def _path_or_synthetic(self) -> DataSpec:
+        if self.format == "synthetic":
+            if self.path is not None:
+                raise ValueError("format: synthetic reads no files; remove path")
+        elif self.path is None:
+            raise ValueError(f"format: {self.format} needs path: the file or folder to read")
+        if self.format == "parquet" and self.fields is None:
+            raise ValueError("format: parquet needs fields: the columns to use")
+        if self.format == "parquet" and self.label.column is None:
+            raise ValueError("format: parquet needs label.column")
+        return self
+
+
+class ModelSpec(Section):
+    """The recommendation model."""
+
+    name: Literal["fm", "deepfm"] = "deepfm"
+    dim: Annotated[int, Field(ge=2, le=1024)] = Field(
+        16, description="columns of every table; the first is the first-order weight, the others the factors"
+    )
+    init_scale: float = Field(0.05, gt=0, le=10, description="tables start uniform in [-init_scale, init_scale)")
+    hidden: list[Positive] = Field([64, 64], description="deepfm: widths of the hidden layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="deepfm: share of hidden units dropped in training")
+
+
+class TrainSpec(Section):
+    """How a model is trained; search and retrain take these too where they do not set their own."""
+
+    epochs: Positive = Field(10, description="most passes over the training split")
+    batch_size: Positive = Field(1024, description="samples a step over all ranks together")
+    embedding_optimizer: Literal["sgd", "rowwise_adagrad", "adagrad", "adam"] = "adam"
+    embedding_learning_rate: float = Field(1e-3, gt=0)
+    embedding_weight_decay: float = Field(
+        1e-5, ge=0, description="L2 on the rows of the batch, added to their gradient"
+    )
+    dense_optimizer: Literal["adam", "adagrad"] = "adam"
+    dense_learning_rate: float = Field(1e-3, gt=0)
+    dense_weight_decay: float = Field(1e-5, ge=0, description="L2, added to the gradient")
+    clip_norm: float | None = Field(100.0, gt=0, description="gradient norm of the dense part is cut to this")
+    eval_every: Positive | None = Field(None, description="steps between validations; default: once an epoch")
+    patience: Positive = Field(3, description="validations without a better AUC before training stops")
+    checkpoint_every: Positive | None = Field(
+        None, description="steps between resumable checkpoints; default: at every validation"
+    )
+
+
+class SearchSpec(Section):
+    """PEP: which parameters stay (Liu et al., ICLR 2021)."""
+
+    method: Literal["pep"] = "pep"
+    granularity: Granularity = Field("feature_dimension", description="what shares one threshold")
+    threshold_init: float = Field(-8.0, ge=-80, le=0, description="s at the start; the threshold is sigmoid(s + u)")
+    threshold_learning_rate: float = Field(1e-3, ge=0)
+    threshold_weight_decay: float = Field(0.0, ge=0, description="L2 on s, of the batch's rows")
+    pressure: Literal["target", "published"] = Field(
+        "target",
+        description="target: u follows a falling curve of kept parameters down to the smallest budget. "
+        "published: u rises by the drift that published code shows, about 1e-3 a step",
+    )
+    epochs: Positive = Field(6, description="passes over the training split")
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps before the pressure starts")
+    check_every: Positive = Field(20, description="steps between two counts of what is kept")
+
+
+class PruneSpec(Section):
+    """How much may stay: one scheme, one retrained model and one set of tables for each budget."""
+
+    budgets: list[float | int] = Field(
+        [0.5, 0.2, 0.1, 0.05],
+        min_length=1,
+        description="what may stay: a number below 1 is a share of the tables' parameters, "
+        "a whole number from 1 up their count",
+    )
+
+    @model_validator(mode="after")
+    def _budgets(self) -> SearchSpec:
+        for budget in self.budgets:
+            if budget <= 0:
+                raise ValueError(f"budget {budget}: must be above 0")
+            if budget > 1 and budget != int(budget):
+                raise ValueError(f"budget {budget}: give a share below 1 or a whole number of parameters")
+        if len(set(map(budget_name, self.budgets))) != len(self.budgets):
+            raise ValueError(f"budgets {self.budgets}: one stands there twice")
+        return self
+
+
+class RetrainSpec(Section):
+    """The surviving lottery ticket, trained again."""
+
+    init: Literal["rewind", "random"] = Field(
+        "rewind", description="tables start from the search's own initial values, or from new ones (the ablation)"
+    )
+    dense: Literal["rewind", "random", "keep"] = Field(
+        "random", description="the dense part starts as the search's did, anew, or as the search left it"
+    )
+    epochs: Positive | None = Field(None, description="default: train.epochs")
+    embedding_learning_rate: float | None = Field(None, gt=0, description="default: train's")
+    embedding_weight_decay: float | None = Field(None, ge=0, description="default: train's")
+
+
+class ExportSpec(Section):
+    """The compact tables."""
+
+    dtype: Literal["fp32", "fp16"] = Field("fp16", description="precision of the kept values")
+
+
+class RuntimeSpec(Section):
+    """Where and how the job runs."""
+
+    run_dir: str = Field("runs/default", min_length=1, description="folder of everything the job writes")
+    ranks: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="processes of a training job, on all nodes")
+    device: Literal["cpu", "cuda"] = "cpu"
+    sharding: Literal["auto", "table_wise", "row_wise"] = Field(
+        "auto", description="auto lets TorchRec's planner choose a sharding for each table"
+    )
+    timeout_s: Positive = Field(300, description="seconds until a collective without an answer is an error")
+
+
+class Spec(Section):
+    """A job, from raw data to compact tables."""
+
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    train: TrainSpec = TrainSpec()
+    search: SearchSpec = SearchSpec()
+    prune: PruneSpec = PruneSpec()
+    retrain: RetrainSpec = RetrainSpec()
+    export: ExportSpec = ExportSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, description="of the split, the order of samples and the initial values"
+    )
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Spec:
+        if self.train.batch_size % self.runtime.ranks:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} must be a multiple of runtime.ranks {self.runtime.ranks}"
+            )
+        return self
