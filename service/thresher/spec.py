@@ -239,7 +239,7 @@ class PruneSpec(Section):
     )
 
     @model_validator(mode="after")
-    def _budgets(self) -> SearchSpec:
+    def _budgets(self) -> PruneSpec:
         for budget in self.budgets:
             if budget <= 0:
                 raise ValueError(f"budget {budget}: must be above 0")
