@@ -1,0 +1,212 @@
+"""Loads a folder of compact tables by memory map, on NumPy alone, and looks vectors up in it.
+
+Shapes: B samples, L ids of all bags together, D columns of a table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thresher.data.hashing import hash_keys
+from thresher.tables import manifest, safetensors_file
+from thresher.tables.format import MANIFEST, tensors
+from thresher.tables.keys import log_buckets, texts
+from thresher.tables.layouts import BitmapTable, DenseTable, Table, check_finite
+from thresher.tables.vocabulary import Vocabulary
+
+Ids = npt.NDArray[np.integer[Any]] | Sequence[int]
+Bags = tuple[Ids, Ids] | Sequence[Ids]
+
+
+def load(path: str | Path, verify: bool = True) -> Tables:
+    """Load compact tables.
+
+    The structure of every file is checked, whatever `verify` says: a crafted or truncated file is an error and never
+    a read out of bounds. Files must not change while they are loaded.
+
+    Args:
+        path: the folder that an export wrote.
+        verify: check the SHA-256 of every file too, so that a single flipped bit is found.
+
+    Raises:
+        ValueError: names the file, where it can the field or table, and the problem.
+    """
+    folder = Path(path)
+    where = folder / MANIFEST
+    with safetensors_file.map_file(where) as mapped:
+        if len(mapped) > manifest.MAX_BYTES:
+            raise ValueError(f"{where}: {len(mapped)} bytes, at most {manifest.MAX_BYTES} are read")
+        entries = manifest.from_bytes(mapped[:], str(where), verify=verify)
+    return Tables(folder, entries, verify)
+
+
+class Tables:
+    """Compact tables, ready for lookups from any number of threads.
+
+    Attributes:
+        manifest: all that `manifest.json` says.
+        fields: the model's fields in its order, by name.
+        tables: the tables, by name.
+        dense: the dense part of the model: read-only arrays by name.
+        table_bytes: bytes of the tables' files.
+        total_bytes: bytes of all files.
+    """
+
+    def __init__(self, folder: Path, entries: manifest.Manifest, verify: bool) -> None:
+        """Map and check the files that a manifest lists; use `load`."""
+        self.manifest = entries
+        self.fields = {field.name: field for field in entries.fields}
+        self.tables = {table.name: table for table in entries.tables}
+        self.table_bytes = entries.table_bytes
+        self.total_bytes = entries.total_bytes
+        for parent in {(folder / file.path).parent for file in entries.files()} - {folder}:
+            if parent.is_symlink():
+                raise ValueError(f"{parent}: is a link; the folders of an export are its own")
+        self._tables = {table.name: _table(folder, table, verify) for table in entries.tables}
+        self._vocabularies: dict[str, Vocabulary] = {}
+        for field in entries.fields:
+            if (listed := field.vocabulary) is not None:
+                arrays = _arrays(folder, listed.file, verify)
+                rows = self.tables[field.table].rows
+                where = f"{folder / listed.file.path}: field {field.name}"
+                self._vocabularies[field.name] = Vocabulary(arrays, listed.form, listed.keys, rows, where)
+        self.dense = _arrays(folder, entries.dense, verify)
+        for name, array in self.dense.items():
+            if array.dtype.kind == "f":
+                check_finite(array.reshape(-1), name, str(folder / entries.dense.path))
+
+    def embed(self, ids: Mapping[str, Ids | Bags]) -> dict[str, npt.NDArray[np.float32]]:
+        """Vectors of row ids.
+
+        Args:
+            ids: per field. One id a sample (`categorical`, `numeric`): whole numbers `[B]`. `multi`: either a tuple
+                (values `[L]`, offsets `[B + 1]`; sample i has `values[offsets[i]:offsets[i + 1]]`), or a list of B
+                lists.
+
+        Returns:
+            Per field float32 `[B, D]`; bags are pooled as the field says, an empty one gives zeros.
+
+        Raises:
+            ValueError: names the field and the id that is outside the table, or what is wrong with the shapes.
+        """
+        return {name: self._embed(self._field(name), value) for name, value in ids.items()}
+
+    def rows(self, field: str, keys: Any) -> npt.NDArray[np.int64]:
+        """Row ids `[L]` of raw keys, for `embed`; unknown keys get the OOV row 0.
+
+        Args:
+            field: name of the field.
+            keys: `[L]` values as the data has them: texts or numbers, None for a missing one.
+
+        Raises:
+            ValueError: names the field, and why a key cannot be one of its keys.
+        """
+        entry = self._field(field)
+        if entry.encoding == "log_bucket":
+            return self._vocabularies[field].rows(log_buckets(keys, field), field)
+        if entry.encoding == "hash":
+            hashes = hash_keys(texts(keys, field))
+            return (hashes % np.uint64(self.tables[entry.table].rows)).astype(np.int64)
+        vocabulary = self._vocabularies[field]
+        if vocabulary.form == "int64" and isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
+            return vocabulary.rows(keys, field)
+        return vocabulary.rows(texts(keys, field), field)
+
+    def _field(self, name: str) -> manifest.FieldEntry:
+        if name not in self.fields:
+            near = difflib.get_close_matches(str(name), self.fields, 1) or list(self.fields)[:1]
+            raise ValueError(f"field {str(name)[:80]!r} is unknown; did you mean {near[0]!r}?")
+        return self.fields[name]
+
+    def _embed(self, field: manifest.FieldEntry, value: Any) -> npt.NDArray[np.float32]:
+        rows = self.tables[field.table].rows
+        table = self._tables[field.table]
+        if field.kind != "multi":
+            return table.lookup(_checked_ids(value, rows, field.name))
+        if isinstance(value, tuple):
+            if len(value) != 2:
+                raise ValueError(f"field {field.name}: a tuple must be (values, offsets), got {len(value)} members")
+            ids_L = _checked_ids(value[0], rows, field.name)
+            offsets = _checked_offsets(value[1], len(ids_L), field.name)
+        else:
+            ids_L, offsets = _joined(value, rows, field.name)
+        return pool(table.lookup(ids_L), offsets, field.pooling)
+
+
+def pool(vectors_LD: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], pooling: str) -> npt.NDArray[np.float32]:
+    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L."""
+    lengths_B = np.diff(offsets)
+    filled_B = lengths_B > 0
+    out_BD = np.zeros((len(lengths_B), vectors_LD.shape[1]), np.float32)
+    if filled_B.any():  # reduceat would take the next bag's first vector for an empty bag, so these are left out
+        out_BD[filled_B] = np.add.reduceat(vectors_LD, offsets[:-1][filled_B], axis=0)
+    if pooling == "mean":
+        out_BD[filled_B] /= lengths_B[filled_B, None].astype(np.float32)
+    return out_BD
+
+
+def _whole_numbers(value: Any, what: str, field: str) -> npt.NDArray[np.int64]:
+    array = np.asarray(value)
+    if array.size == 0:
+        array = array.astype(np.int64)  # an empty list comes as floats
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"field {field}: {what} must be one row of whole numbers, got {array.dtype} of shape {array.shape}"
+        )
+    return array
+
+
+def _checked_ids(value: Any, rows: int, field: str) -> npt.NDArray[np.int64]:
+    ids_L = _whole_numbers(value, "ids", field)
+    outside = (ids_L < 0) | (ids_L >= rows)
+    if outside.any():
+        place = int(outside.argmax())
+        raise ValueError(f"field {field}: id {ids_L[place]} at position {place} is outside its table of {rows} rows")
+    return ids_L.astype(np.int64, copy=False)
+
+
+def _checked_offsets(value: Any, ids: int, field: str) -> npt.NDArray[np.int64]:
+    offsets = _whole_numbers(value, "offsets", field).astype(np.int64, copy=False)
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != ids or (np.diff(offsets) < 0).any():
+        raise ValueError(f"field {field}: offsets must rise from 0 to the number of ids, {ids}, one more than samples")
+    return offsets
+
+
+def _joined(bags: Iterable[Any], rows: int, field: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    arrays = [_whole_numbers(bag, "the ids of a bag", field) for bag in bags]
+    offsets = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
+    return _checked_ids(np.concatenate([np.empty(0, np.int64), *arrays]), rows, field), offsets
+
+
+def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, npt.NDArray[Any]]:
+    """The tensors of a file, mapped, after its size and hash were checked."""
+    path = folder / file.path
+    mapped = safetensors_file.map_file(path)
+    if len(mapped) != file.bytes:
+        raise ValueError(f"{path}: has {len(mapped)} bytes, the manifest says {file.bytes}")
+    if verify and hashlib.sha256(mapped).hexdigest() != file.sha256:
+        raise ValueError(f"{path}: does not have the SHA-256 of the manifest: it was changed after it was written")
+    return safetensors_file.parse(mapped, str(path))
+
+
+def _table(folder: Path, entry: manifest.TableEntry, verify: bool) -> Table:
+    where = f"{folder / entry.file.path}: table {entry.name}"
+    arrays = _arrays(folder, entry.file, verify)
+    expected = {
+        spec.name: (spec.dtype, spec.shape)
+        for spec in tensors(entry.layout, entry.dtype, entry.rows, entry.dim, entry.kept)
+    }
+    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if found != expected:
+        raise ValueError(f"{where}: has tensors {found}, layout {entry.layout} must have {expected}")
+    if entry.layout == "dense":
+        return DenseTable(arrays["values"], entry.kept, where)
+    return BitmapTable(arrays["mask"], arrays["values"], entry.dim, where)
