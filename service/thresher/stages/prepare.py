@@ -1,0 +1,45 @@
+"""Prepare: raw files become `<run>/data/`."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from thresher.data.formats import open_source
+from thresher.data.prepare import prepare
+from thresher.progress import Progress
+from thresher.spec import Spec
+from thresher.stages.frame import building, inputs_of, run_lease
+
+FORMAT = 1  # of the prepared data; a higher one makes older data anew
+
+
+def inputs(spec: Spec) -> dict[str, Any]:
+    """What the prepared data are made from: the spec's data section, the seed, and the state of each raw file.
+
+    Raises:
+        ValueError: if a file is not there.
+    """
+    states = []
+    for file in open_source(spec.data, spec.seed).files:
+        state = file.stat()
+        states.append([str(file.resolve()), state.st_size, state.st_mtime_ns])
+    return {"format": FORMAT, **inputs_of(spec, ["data"]), "files": states}
+
+
+def run(spec: Spec) -> None:
+    """Prepare the data of a spec, unless they are there already.
+
+    Raises:
+        ValueError: if spec and data do not fit; lists every difference that the first rows show.
+    """
+    made_from = inputs(spec)
+    with run_lease(spec, "prepare") as run_dir, building("prepare", run_dir.data, made_from) as work:
+        if work is None:
+            return
+        for left in work.iterdir():  # half of a run that was cut off is of no use
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with Progress(run_dir.path, stage="prepare", total=None, unit="row") as progress:
+            prepare(spec, work, progress.update)
+        if inputs(spec) != made_from:
+            raise ValueError(f"{spec.data.path}: a file changed while it was read; run prepare again")
