@@ -1,0 +1,1 @@
+"""Representations of embedding tables and the collection that replaces TorchRec's EmbeddingBagCollection."""

@@ -1,0 +1,92 @@
+"""How a table turns an id into a vector, and how its parameters learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thresher.kernels.ops import Optimizer, Shared
+from thresher.spec import Granularity
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The plain lookup: V[i]."""
+
+
+@dataclass(frozen=True)
+class SoftThreshold:
+    """S(V[i], s) with learned thresholds sigmoid(s + u) (Liu et al., ICLR 2021).
+
+    Attributes:
+        granularity: what shares one s.
+        init: s at the start.
+        learning_rate: of s, by the same rule as the values.
+        weight_decay: L2 on s, for the rows of the batch.
+    """
+
+    granularity: Granularity = "feature_dimension"
+    init: float = -8.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    @property
+    def shared(self) -> Shared:
+        """What shares a threshold within one table; `global` and `dimension` also share it between tables."""
+        return _SHARED[self.granularity]
+
+    @property
+    def replicated(self) -> bool:
+        """Whether the thresholds are the same small parameter on every rank, not part of a row's shard."""
+        return self.shared in (Shared.TABLE, Shared.COLUMN)
+
+
+_SHARED: dict[Granularity, Shared] = {
+    "global": Shared.TABLE,
+    "table": Shared.TABLE,
+    "dimension": Shared.COLUMN,
+    "table_dimension": Shared.COLUMN,
+    "feature": Shared.ROW,
+    "feature_dimension": Shared.ELEMENT,
+}
+
+
+@dataclass(frozen=True)
+class Masked:
+    """V[i] ⊙ M[i]: what a scheme pruned stays exactly 0 through training."""
+
+
+Representation = Dense | SoftThreshold | Masked
+
+
+@dataclass(frozen=True)
+class RowOptimizer:
+    """The update rule that runs inside the lookup's backward.
+
+    Attributes:
+        rule: sgd, rowwise_adagrad, adagrad or adam (of the batch's rows only).
+        learning_rate: of the values.
+        weight_decay: L2 on the values of the batch's rows.
+        eps: added to the denominator.
+    """
+
+    rule: Optimizer = Optimizer.ADAM
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class TableKernel:
+    """All that the fused kernel must know of a table; tables with equal ones are looked up together.
+
+    Attributes:
+        representation: how an id becomes a vector.
+        optimizer: how the parameters learn.
+        seed: of the initial values.
+        init_scale: initial values are uniform in [-init_scale, init_scale).
+    """
+
+    representation: Representation
+    optimizer: RowOptimizer
+    seed: int
+    init_scale: float

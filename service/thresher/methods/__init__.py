@@ -1,0 +1,1 @@
+"""Methods that decide which parameters of the tables stay."""

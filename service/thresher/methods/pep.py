@@ -1,0 +1,181 @@
+"""PEP: learned soft thresholds, steered down to the budgets (Liu et al., ICLR 2021, arXiv:2101.07577).
+
+The threshold of an entry is `sigmoid(s + u)`: s is what the loss learns, u is the *pressure*, one number for all
+entries that costs nothing to apply. Published code lets weight decay lift every s by about 1e-3 a step and stops where
+that ends; here u follows a falling curve of kept parameters through all the budgets, and each budget's mask is taken
+when the curve passes it, exactly, by ranking the margins `|v| − g(s)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from thresher.embedding.fused import FusedEmbeddingBag
+from thresher.embedding.sharding import ShardedCollection
+from thresher.kernels import reference
+from thresher.methods.ranking import RankedShard, select_largest
+from thresher.spec import SearchSpec, budget_name, budget_params
+
+PUBLISHED_DRIFT = 1e-3  # rise of s a step in published code: Adam normalises the weight decay to its learning rate
+_SAMPLE = 1 << 20  # entries over all ranks that a count looks at
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """A rank's rows of one table with what decides about their entries."""
+
+    name: str
+    table: int
+    first_row: int
+    weight_ND: Tensor
+    threshold: Tensor  # s as [1, 1], [1, D], [N, 1] or [N, D]
+    seen_N1: Tensor
+
+    def margins(self, start: int, stop: int, pressure: float) -> Tensor:
+        """`|v| − g(s)` of some rows, −inf where training never saw the row: such values are still random."""
+        s = self.threshold[start:stop] if self.threshold.shape[0] > 1 else self.threshold
+        margin = self.weight_ND[start:stop].abs() - torch.sigmoid(s + pressure)
+        return margin.masked_fill(~self.seen_N1[start:stop], -math.inf)
+
+
+def table_shards(collection: ShardedCollection) -> list[TableShard]:
+    """This rank's shards, for a collection with learned thresholds."""
+    place = {name: number for number, name in enumerate(collection._table_names)}
+    return [shard for kernel in collection.kernels() for shard in _of_kernel(kernel, place)]
+
+
+def _of_kernel(kernel: FusedEmbeddingBag, place: dict[str, int]) -> list[TableShard]:
+    group, shards = kernel.group, []
+    for table, name, first_row in zip(
+        reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
+    ):
+        threshold = (
+            kernel.shared_thresholds[table.number].detach().view(1, -1)
+            if kernel.shared_thresholds
+            else reference.thresholds_of(group.thresholds, table, group.shared)
+        )
+        shards.append(
+            TableShard(
+                name=name,
+                table=place[name],
+                first_row=first_row,
+                weight_ND=reference.elements(group.weights, table),
+                threshold=threshold,
+                seen_N1=reference.per_row(group.seen, table),
+            )
+        )
+    return shards
+
+
+def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Tensor]:
+    """Masks [N, D] of the `kept` entries with the largest margins over all ranks, a mask for each shard."""
+
+    def keys(shard: TableShard) -> Callable[[int, int], Tensor]:
+        return lambda start, stop: shard.margins(start, stop, pressure)
+
+    return select_largest(
+        [RankedShard(shard.table, shard.first_row, shard.weight_ND.shape[0], keys(shard)) for shard in shards], kept
+    )
+
+
+class Pressure:
+    """Steers the search: called before every step, it moves u and takes the masks of the budgets that were reached.
+
+    Args:
+        collection: the tables in training.
+        spec: the search.
+        budgets: as the user gave them.
+        total_params: entries of all tables over all ranks.
+        total_steps: of the search.
+        take: called with a budget and this rank's shards and masks when the budget is reached.
+    """
+
+    def __init__(
+        self,
+        collection: ShardedCollection,
+        spec: SearchSpec,
+        budgets: list[float | int],
+        total_params: int,
+        total_steps: int,
+        take: Callable[[str, list[TableShard], list[Tensor]], None],
+    ) -> None:
+        self._collection = collection
+        self._spec = spec
+        self._total_params = total_params
+        self._total_steps = total_steps
+        self._take = take
+        self._row_stride = max(1, total_params // _SAMPLE)
+        self._kept = {budget_name(budget): budget_params(budget, total_params) for budget in budgets}
+        self._lowest = min(self._kept.values()) / total_params
+
+    def target(self, step: int) -> float | None:
+        """Share of the entries that should be left at a step; none where the published drift decides."""
+        if self._spec.pressure == "published":
+            return None
+        start = self._spec.warmup * self._total_steps
+        return float(self._lowest ** max(0.0, (step - start) / (self._total_steps - start)))
+
+    def __call__(self, state: dict[str, Any], step: int, loss: float) -> None:
+        """Act before step `step` (or after the last). `state` lives in the checkpoints: it gets `pressure`, `taken`
+        (the budgets whose masks exist), `stalled` (those that sparsity did not reach) and `history`.
+        """
+        pressure = float(state.setdefault("pressure", 0.0))
+        if self._spec.pressure == "published":
+            pressure = PUBLISHED_DRIFT * step
+        if step % self._spec.check_every == 0 or step == self._total_steps:
+            target = self.target(step)
+            keys, thresholds = self._sample()
+            if target is not None:
+                place = min(int((1 - target) * keys.size), keys.size - 1)
+                pressure = max(pressure, float(np.partition(keys, place)[place]))
+            kept = float((keys > pressure).mean())
+            self._take_reached(state, step, pressure, kept if target is None else target)
+            quantiles = np.quantile(thresholds + pressure, [0.05, 0.25, 0.5, 0.75, 0.95])
+            state.setdefault("history", []).append(
+                {
+                    "step": step,
+                    "kept_fraction": kept,
+                    "target_fraction": target,
+                    "pressure": pressure,
+                    "threshold_quantiles": [1 / (1 + math.exp(-q)) for q in quantiles],
+                    "loss": loss if math.isfinite(loss) else None,
+                }
+            )
+        state["pressure"] = pressure
+        for kernel in self._collection.kernels():
+            kernel.group.pressure = pressure
+
+    def _take_reached(self, state: dict[str, Any], step: int, pressure: float, left: float) -> None:
+        taken, stalled = state.setdefault("taken", []), state.setdefault("stalled", [])
+        for name, params in self._kept.items():
+            reached = left * self._total_params <= params + 0.5
+            if name in taken or not (reached or step == self._total_steps):
+                continue
+            shards = table_shards(self._collection)
+            self._take(name, shards, exact_masks(shards, pressure, params))
+            taken.append(name)
+            if not reached:
+                stalled.append(name)
+
+    def _sample(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """For every n-th row of every table over all ranks, the pressure at which each entry falls, and its s."""
+        falls, thresholds = [], []
+        for shard in table_shards(self._collection):
+            rows = slice(-shard.first_row % self._row_stride, None, self._row_stride)
+            v = shard.weight_ND[rows].abs().clamp(max=1 - 1e-6)
+            s = (shard.threshold[rows] if shard.threshold.shape[0] > 1 else shard.threshold).expand_as(v)
+            fall = (torch.logit(v) - s).masked_fill(~shard.seen_N1[rows], -math.inf)
+            falls.append(fall.flatten().cpu().numpy())
+            thresholds.append(s.flatten().cpu().numpy())
+        own = (np.concatenate(falls or [np.empty(0)]), np.concatenate(thresholds or [np.empty(0)]))
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, own)
+        return np.concatenate([f for f, _ in gathered]), np.concatenate([t for _, t in gathered])

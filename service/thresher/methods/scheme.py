@@ -1,0 +1,96 @@
+"""A scheme: for every table, exactly the parameters that stay. After it is written, no code knows the method.
+
+`scheme.json` has the counts, `masks.safetensors` a bit for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which
+bit j mod 8 (from the low end) of byte j div 8 says whether column j stays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from thresher.rundir import read_json, write_json
+
+SCHEME = "scheme.json"
+MASKS = "masks.safetensors"
+
+
+def pack(mask_ND: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Bits of a mask [N, D] as bytes [N, ⌈D/8⌉]."""
+    return np.packbits(mask_ND, axis=1, bitorder="little")
+
+
+def unpack(bytes_NK: NDArray[np.uint8], dim: int) -> NDArray[np.bool_]:
+    """A mask [N, dim] from its bytes."""
+    return np.unpackbits(bytes_NK, axis=1, count=dim, bitorder="little").astype(bool)
+
+
+def save_masks(path: Path, packed: dict[str, NDArray[np.uint8]]) -> None:
+    """Write the packed masks of all tables to one file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(packed, str(path))
+
+
+def load_mask(path: Path, table: str, dim: int, first_row: int, rows: int) -> NDArray[np.bool_]:
+    """Some rows of a table's mask, [rows, dim].
+
+    Raises:
+        ValueError: if the file has no such table or rows.
+    """
+    with safe_open(str(path), framework="numpy") as file:
+        if table not in file.keys():  # noqa: SIM118 - not a dict
+            raise ValueError(f"{path}: no mask for table {table}; run prune again")
+        part = file.get_slice(table)
+        total, width = part.get_shape()
+        if first_row + rows > total or width != (dim + 7) // 8:
+            raise ValueError(
+                f"{path}: mask of {table} is {total} x {width} bytes, but the table needs {first_row + rows} rows of "
+                f"{dim} columns; run prune again on this data and model"
+            )
+        return unpack(part[first_row : first_row + rows], dim)
+
+
+def describe(budget: float | int, method: str, packed: dict[str, NDArray[np.uint8]], dim: int) -> dict[str, Any]:
+    """The counts of a scheme, in the form of `scheme.json`."""
+    tables = {}
+    for name, bytes_NK in packed.items():
+        kept_ND = unpack(bytes_NK, dim)
+        by_row = kept_ND.sum(1)
+        tables[name] = {
+            "rows": len(kept_ND),
+            "dim": dim,
+            "kept": int(by_row.sum()),
+            "rows_kept": int((by_row > 0).sum()),
+            "kept_per_column": kept_ND.sum(0).tolist(),
+            "rows_by_kept": np.bincount(by_row, minlength=dim + 1).tolist(),
+        }
+    return {
+        "budget": budget,
+        "method": method,
+        "kept_params": sum(table["kept"] for table in tables.values()),
+        "total_params": sum(table["rows"] * dim for table in tables.values()),
+        "tables": tables,
+    }
+
+
+def write_scheme(folder: Path, scheme: dict[str, Any], packed: dict[str, NDArray[np.uint8]]) -> None:
+    """Write both files of a scheme."""
+    save_masks(folder / MASKS, packed)
+    write_json(folder / SCHEME, scheme)
+
+
+def read_scheme(folder: Path) -> dict[str, Any]:
+    """The counts of a scheme.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not (folder / SCHEME).is_file():
+        raise ValueError(f"{folder / SCHEME}: not there; run prune first")
+    scheme: dict[str, Any] = read_json(folder / SCHEME)
+    return scheme

@@ -1,0 +1,135 @@
+"""Write the compact tables of the baseline and of every budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from thresher import rundir
+from thresher.kernels import reference
+from thresher.methods.scheme import read_scheme
+from thresher.progress import Progress
+from thresher.rundir import RunDir
+from thresher.spec import Spec, budget_name
+from thresher.stages.frame import building, inputs_of, run_lease
+from thresher.tables import Writer
+from thresher.train.build import Job
+from thresher.train.group import Ranks, process_group
+from thresher.train.trained import load_trained
+
+_CHUNK_ROWS = 1 << 16
+
+Rows = tuple[NDArray[np.float32], NDArray[np.bool_] | None]
+
+
+def run(spec: Spec) -> None:
+    """Write `tables/baseline/` and `tables/<budget>/`."""
+    with process_group(spec) as ranks, run_lease(spec, "export", ranks) as run_dir:
+        meta = rundir.read_json(run_dir.data / "meta.json")
+        budgets: list[float | int | None] = [None, *spec.prune.budgets]
+        with Progress(run_dir.path, "export", len(budgets), "model", enabled=ranks.first) as progress:
+            for done, budget in enumerate(budgets, start=1):
+                name = "baseline" if budget is None else budget_name(budget)
+                model = run_dir.baseline if budget is None else run_dir.model(name)
+                inputs = inputs_of(spec, ["export"], data=run_dir.data, model=model)
+                with building("export", run_dir.tables(name), inputs, ranks) as work:
+                    if work is not None:
+                        kept = None if budget is None else read_scheme(run_dir.scheme(name))["tables"]
+                        job = load_trained(spec, meta, ranks, run_dir, budget)
+                        _write(spec, meta, run_dir, job, budget, kept, work)
+                progress.update(done)
+
+
+def _write(
+    spec: Spec,
+    meta: Mapping[str, Any],
+    run_dir: RunDir,
+    job: Job,
+    budget: float | int | None,
+    kept: Mapping[str, Any] | None,
+    work: Path,
+) -> None:
+    """Stream every table's rows from the ranks that hold them to the first, which writes."""
+    writer = None
+    if job.ranks.first:
+        writer = Writer(
+            work,
+            model=spec.model.name,
+            seed=spec.seed,
+            budget=budget,
+            spec_fingerprint=rundir.fingerprint(spec.model_dump(mode="json")),
+        )
+    for field in meta["fields"]:
+        name, rows, dim = field["name"], field["rows"], spec.model.dim
+        chunks = _table_rows(job, name, job.ranks)
+        if writer is None:
+            for _ in chunks:
+                pass
+            continue
+        with writer.table(
+            name, rows=rows, dim=dim, kept=kept[name]["kept"] if kept else rows * dim, dtype=spec.export.dtype
+        ) as table:
+            for values_ND, mask_ND in chunks:
+                table.write(values_ND, mask_ND)
+        writer.field(
+            name,
+            table=name,
+            kind=field["kind"],
+            encoding=field["encoding"],
+            pooling=field["pooling"],
+            keys=_vocabulary(run_dir, field),
+        )
+    if writer is not None:
+        writer.dense({name: p.detach().cpu().numpy() for name, p in job.dense.items()})
+        writer.finish()
+
+
+def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
+    """A table's rows in order, on the first rank; the other ranks send theirs and get nothing of use."""
+    own: list[tuple[int, NDArray[np.float32], NDArray[np.bool_] | None]] = []
+    for kernel in job.collection.kernels():
+        group = kernel.group
+        for part, name, first_row in zip(
+            reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
+        ):
+            if name == table:
+                mask = reference.elements(group.mask, part).cpu().numpy() if group.mask.numel() else None
+                own.append((first_row, reference.elements(group.weights, part).cpu().numpy(), mask))
+    spans: list[list[tuple[int, int]]] = [[] for _ in range(ranks.world_size)]
+    dist.all_gather_object(spans, [(first, len(values)) for first, values, _ in own])
+    in_order = sorted((first, count, rank) for rank, parts in enumerate(spans) for first, count in parts)
+    for first, count, owner in in_order:
+        mine = next((part for part in own if part[0] == first), None) if owner == ranks.rank else None
+        for start in range(0, count, _CHUNK_ROWS):
+            rows: Rows | None = None
+            if mine is not None:
+                _, values, mask = mine
+                stop = start + _CHUNK_ROWS
+                rows = values[start:stop], None if mask is None else mask[start:stop]
+            yield _to_first(rows, owner, ranks)
+
+
+def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:
+    if owner != 0:
+        box: list[Any] = [rows]
+        if ranks.rank == owner:
+            dist.send_object_list(box, dst=0)
+        elif ranks.first:
+            dist.recv_object_list(box, src=owner)
+        rows = box[0]
+    return rows  # type: ignore[return-value]
+
+
+def _vocabulary(run_dir: RunDir, field: Mapping[str, Any]) -> Any:
+    """The keys of a field in the order of its rows, without the OOV row; none for a hashed field."""
+    path = run_dir.data / "vocabulary" / f"{field['name']}.parquet"
+    if not path.is_file():
+        return None
+    keys = pq.read_table(path, columns=["key"])["key"]
+    return keys.to_numpy() if str(keys.type) == "int64" else keys.to_pylist()

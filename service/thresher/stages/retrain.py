@@ -1,0 +1,75 @@
+"""Retrain what is left: initial values times the mask, and what was pruned stays exactly 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from thresher import rundir
+from thresher.embedding.representation import Masked
+from thresher.embedding.sharding import ShardedCollection
+from thresher.kernels import reference
+from thresher.methods.scheme import MASKS, load_mask, read_scheme
+from thresher.progress import Progress
+from thresher.spec import Spec, TrainSpec, budget_name
+from thresher.stages.frame import building, inputs_of, run_lease
+from thresher.stages.train import loaders
+from thresher.train import checkpoint
+from thresher.train.build import build
+from thresher.train.group import process_group
+from thresher.train.loop import fit
+
+_OTHER_SEED = 1 << 32  # apart from all seeds that a spec may give
+
+
+def run(spec: Spec) -> None:
+    """Write `models/<budget>/` for every budget: the checkpoint of the best validation, and history.json."""
+    with process_group(spec) as ranks, run_lease(spec, "retrain", ranks) as run_dir:
+        meta = rundir.read_json(run_dir.data / "meta.json")
+        train = retrain_spec(spec)
+        training, validation = loaders(spec, run_dir, ranks)
+        steps = train.epochs * training.steps_per_epoch
+        table_seed = spec.seed if spec.retrain.init == "rewind" else spec.seed + _OTHER_SEED
+        dense_seed = spec.seed if spec.retrain.dense == "rewind" else spec.seed + _OTHER_SEED
+        with Progress(
+            run_dir.path, "retrain", steps * len(spec.prune.budgets), "step", enabled=ranks.first
+        ) as progress:
+            for number, budget in enumerate(spec.prune.budgets):
+                name = budget_name(budget)
+                scheme = run_dir.scheme(name)
+                inputs = inputs_of(spec, ["model", "train", "retrain"], data=run_dir.data, scheme=scheme)
+                with building("retrain", run_dir.model(name), inputs, ranks) as work:
+                    if work is None:
+                        continue
+                    job = build(spec, meta, ranks, Masked(), train, table_seed, dense_seed)
+                    apply_mask(job.collection, scheme / MASKS)
+                    if spec.retrain.dense == "keep":
+                        step = rundir.read_json(run_dir.search / "search.json")["step"]
+                        checkpoint.load_dense(job, checkpoint.at(run_dir.search / "checkpoints", step))
+                    trainer = fit(job, training, validation, work / "checkpoints", progress, done_before=number * steps)
+                    if ranks.first:
+                        rundir.write_json(work / "history.json", trainer.history)
+                        method = read_scheme(scheme)["method"]
+                        rundir.write_json(
+                            work / "model.json", {"step": trainer.best_step, "budget": budget, "method": method}
+                        )
+
+
+def retrain_spec(spec: Spec) -> TrainSpec:
+    """How the retraining trains: as the baseline, but for what the spec says of it."""
+    own = spec.retrain.model_dump(include={"epochs", "embedding_learning_rate", "embedding_weight_decay"})
+    return spec.train.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+@torch.no_grad()
+def apply_mask(collection: ShardedCollection, masks: Path) -> None:
+    """Give each shard its rows of the mask and set what was pruned to 0."""
+    for kernel in collection.kernels():
+        group = kernel.group
+        for table, name, first_row in zip(
+            reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
+        ):
+            mask_ND = torch.from_numpy(load_mask(masks, name, table.dim, first_row, table.rows))
+            reference.elements(group.mask, table).copy_(mask_ND)
+            reference.elements(group.weights, table).mul_(mask_ND.to(group.weights.device))

@@ -1,0 +1,147 @@
+"""From a spec to a sharded model with its optimizers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.types import ShardingEnv
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+
+from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.representation import Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.sharding import Sharder, ShardedCollection, collection_of
+from thresher.kernels.ops import Optimizer
+from thresher.models.deepfm import DeepFM
+from thresher.models.fm import FM
+from thresher.spec import ModelSpec, Spec, TrainSpec
+from thresher.train.group import Ranks
+
+logging.getLogger("torchrec").setLevel(logging.ERROR)
+
+
+@dataclass
+class Job:
+    """A sharded model in training.
+
+    Attributes:
+        model: the model; maps (sparse, dense) to logits.
+        collection: its tables on this rank.
+        dense: the parameters outside the tables, alike on every rank.
+        optimizer: of the dense parameters and of thresholds that are replicated; the tables' own runs in backward.
+        train: how it is trained.
+        ranks: who takes part.
+    """
+
+    model: DistributedModelParallel
+    collection: ShardedCollection
+    dense: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    train: TrainSpec
+    ranks: Ranks
+
+
+def build(
+    spec: Spec,
+    meta: Mapping[str, Any],
+    ranks: Ranks,
+    representation: Representation,
+    train: TrainSpec,
+    table_seed: int,
+    dense_seed: int,
+) -> Job:
+    """A model with initial values, sharded over the ranks.
+
+    Args:
+        spec: the job.
+        meta: what `prepare` found in the data.
+        ranks: who takes part.
+        representation: of the tables.
+        train: how it will be trained.
+        table_seed: of the tables' initial values.
+        dense_seed: of the dense part's initial values.
+    """
+    collection = EmbeddingBagCollection(
+        [
+            EmbeddingBagConfig(
+                name=field["name"],
+                feature_names=[field["name"]],
+                num_embeddings=field["rows"],
+                embedding_dim=spec.model.dim,
+                pooling=PoolingType.MEAN if field["pooling"] == "mean" and not field["one_hot"] else PoolingType.SUM,
+            )
+            for field in meta["fields"]
+        ],
+        representation=representation,
+        optimizer=RowOptimizer(
+            rule=Optimizer[train.embedding_optimizer.upper()],
+            learning_rate=train.embedding_learning_rate,
+            weight_decay=train.embedding_weight_decay,
+        ),
+        seed=table_seed,
+        init_scale=spec.model.init_scale,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(dense_seed)
+        model = create_model(spec.model, collection, [f["name"] for f in meta["fields"]], len(meta["dense"]))
+    env = ShardingEnv.from_process_group(dist.group.WORLD)
+    sharded = DistributedModelParallel(
+        model,
+        env=env,
+        device=ranks.device,
+        plan=_plan(spec, model, collection, ranks),
+        sharders=[Sharder()],
+    )
+    tables = collection_of(sharded)
+    inside = {id(parameter) for parameter in tables.parameters()}
+    dense = {name: p for name, p in sharded.named_parameters() if id(p) not in inside}
+    return Job(sharded, tables, dense, _optimizer(train, dense, tables, representation), train, ranks)
+
+
+def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], numeric: int) -> nn.Module:
+    """The model that the spec names."""
+    if spec.name == "fm":
+        return FM(embeddings, fields, numeric)
+    return DeepFM(embeddings, fields, numeric, spec.dim, spec.hidden, spec.dropout)
+
+
+def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> Any:
+    """Every rank makes the same plan by itself: a planner that fails on one rank would leave the others waiting."""
+    types = Sharder.SHARDING_TYPES if spec.runtime.sharding == "auto" else [spec.runtime.sharding]
+    constraint = ParameterConstraints(sharding_types=types, compute_kernels=[EmbeddingComputeKernel.FUSED.value])
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=ranks.world_size, compute_device=ranks.device.type),
+        batch_size=spec.train.batch_size // ranks.world_size,
+        constraints={config.name: constraint for config in collection.embedding_bag_configs()},
+        debug=False,
+    )
+    return planner.plan(model, [Sharder()])
+
+
+def _optimizer(
+    train: TrainSpec,
+    dense: Mapping[str, nn.Parameter],
+    collection: ShardedCollection,
+    representation: Representation,
+) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [
+        {"params": list(dense.values()), "lr": train.dense_learning_rate, "weight_decay": train.dense_weight_decay}
+    ]
+    if isinstance(representation, SoftThreshold) and representation.replicated:
+        groups.append(
+            {
+                "params": list(collection.shared_thresholds.values()),
+                "lr": representation.learning_rate,
+                "weight_decay": representation.weight_decay,
+            }
+        )
+    return torch.optim.Adam(groups) if train.dense_optimizer == "adam" else torch.optim.Adagrad(groups)
