@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from thresher.tables import strict_json
 from thresher.tables.format import (
     DENSE,
@@ -215,7 +217,7 @@ def from_bytes(data: bytes, where: str, *, verify: bool) -> Manifest:
     )
     for name in _TOTALS:
         if (declared := check.whole(top[name], name, 0)) != (actual := getattr(manifest, name)):
-            raise ValueError(f"{where}: {name}: says {declared}, but the files it lists have {actual}")
+            raise ValueError(f"{where}: {name}: says {declared}, counted {actual}")
     return manifest
 
 
@@ -320,9 +322,10 @@ class Checker:
 
     def whole(self, value: Any, at: str, low: int, high: int = 2**62) -> int:
         """A whole number within limits."""
-        if type(value) is not int or not low <= value <= high:  # type(): True is an int to isinstance
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)  # numpy's from writers
+        if not whole or not low <= value <= high:
             raise self.fail(at, f"a whole number from {low} to {high}", value)
-        return value
+        return int(value)
 
     def text(self, value: Any, at: str) -> str:
         """A short printable string."""

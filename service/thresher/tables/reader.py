@@ -141,14 +141,21 @@ class Tables:
 
 
 def pool(vectors_LD: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], pooling: str) -> npt.NDArray[np.float32]:
-    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L."""
-    lengths_B = np.diff(offsets)
-    filled_B = lengths_B > 0
+    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L.
+
+    Each bag is added up from its first id to its last, as a model does, so that the sum has the same bits;
+    `np.add.reduceat` would add in another order. The loop is over positions in a bag, not over samples.
+    """
+    starts_B, lengths_B = offsets[:-1], np.diff(offsets)
     out_BD = np.zeros((len(lengths_B), vectors_LD.shape[1]), np.float32)
-    if filled_B.any():  # reduceat would take the next bag's first vector for an empty bag, so these are left out
-        out_BD[filled_B] = np.add.reduceat(vectors_LD, offsets[:-1][filled_B], axis=0)
+    bags = np.flatnonzero(lengths_B)
+    position = 0
+    while len(bags):
+        out_BD[bags] += vectors_LD[starts_B[bags] + position]
+        position += 1
+        bags = bags[lengths_B[bags] > position]
     if pooling == "mean":
-        out_BD[filled_B] /= lengths_B[filled_B, None].astype(np.float32)
+        out_BD /= np.maximum(lengths_B, 1)[:, None].astype(np.float32)
     return out_BD
 
 

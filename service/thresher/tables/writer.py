@@ -93,7 +93,7 @@ class Writer:
         entry = manifest.table_entry(
             self._check, value | {"file": {"path": table_path(name), **_LATER}}, f"table {str(name)[:80]!r}"
         )
-        entry = replace(entry, layout=smallest_layout(dtype, rows, dim, kept))
+        entry = replace(entry, layout=smallest_layout(entry.dtype, entry.rows, entry.dim, entry.kept))
         self._tables[name] = entry
         return TableWriter(self._folder / entry.file.path, entry)
 
