@@ -1,0 +1,144 @@
+"""The command line: `thresher STAGE --spec FILE [key=value …]`.
+
+Every option of a job is in its spec; the command line only names the file and overrides keys of it. Stages are
+imported when they run: `thresher --help`, `validate` and `prepare` need no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STAGES = {
+    "prepare": "Read the raw data once; write columnar shards, vocabularies and counts.",
+    "train": "Train the uniform model: the baseline.",
+    "search": "Learn which parameters may stay under each budget.",
+    "prune": "Write each budget's scheme: per table, exactly the parameters that stay.",
+    "retrain": "Train what stays under each budget again.",
+    "export": "Write compact tables for serving.",
+    "evaluate": "Score the baseline and every budget's model; write metrics.json.",
+    "report": "Write report.html: accuracy against bytes.",
+}
+
+SpecOption = Annotated[
+    Path, typer.Option("--spec", metavar="FILE", help="The job's spec, in YAML.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Replace keys of the spec: train.epochs=3.", show_default=False),
+]
+
+app = typer.Typer(
+    name="thresher",
+    help="Shrinks the embedding tables of recommendation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its boxes hide the traceback from job logs
+)
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for a mistake of the user's, 1 for anything else that went wrong."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("thresher"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """Show a `ValueError` of ours alone: it names what, where and the mend. Others keep their traceback."""
+    try:
+        yield
+    except ValueError as error:
+        if not _raised_in_thresher(error):
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _raised_in_thresher(error: ValueError) -> bool:
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__package__")).partition(".")[0] == "thresher"
+
+
+def _stage_command(stage: str) -> Callable[[Path, list[str] | None], None]:
+    def command(spec: SpecOption, overrides: Overrides = None) -> None:
+        from thresher.specfile import load_spec
+
+        with _mistakes_told():
+            resolved = load_spec(spec, overrides or ())
+            importlib.import_module(f"thresher.stages.{stage}").run(resolved)
+
+    return command
+
+
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help)(_stage_command(_name))
+
+
+@app.command()
+def pipeline(
+    spec: SpecOption,
+    overrides: Overrides = None,
+    scheduler: Annotated[str, typer.Option(help="TorchX scheduler that runs the stages.")] = "local_cwd",
+) -> None:
+    """Run all stages in order; skip what is done, continue what was cut off."""
+    with _mistakes_told():
+        importlib.import_module("thresher.pipeline").run(spec, overrides or [], scheduler)
+
+
+@app.command()
+def validate(
+    spec: SpecOption,
+    overrides: Overrides = None,
+    data: Annotated[bool, typer.Option("--data", help="Also look whether the raw data fit the spec.")] = False,
+) -> None:
+    """Say whether a spec can run; list all its errors if not."""
+    from thresher.spec import budget_name
+    from thresher.specfile import SpecError, load_spec
+
+    with _mistakes_told():
+        read = load_spec(spec, overrides or ())
+        if data and (differences := importlib.import_module("thresher.data.prepare").check(read)):
+            raise SpecError([f"{spec}: {difference}" for difference in differences])
+    budgets = ", ".join(map(budget_name, read.prune.budgets))
+    typer.echo(
+        f"OK: {spec}: {read.data.format} data, {read.model.name} of dimension {read.model.dim}, {read.search.method} "
+        f"to budgets {budgets}, {read.runtime.ranks} ranks on {read.runtime.device}, into {read.runtime.run_dir}"
+    )
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/spec.md.")] = False,
+) -> None:
+    """Print the JSON Schema of specs, for editors and other tools."""
+    from thresher.spec import Spec
+    from thresher.specdoc import spec_markdown
+
+    typer.echo(spec_markdown() if markdown else json.dumps(Spec.model_json_schema(), indent=2), nl=not markdown)
+
+
+if __name__ == "__main__":
+    main()
