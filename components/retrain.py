@@ -1,0 +1,32 @@
+"""TorchX component: retrain."""
+
+from typing import Dict, Optional
+
+from torchx.specs import AppDef
+
+from thresher import launch
+
+
+def retrain(
+    spec: str,
+    *overrides: str,
+    j: Optional[str] = None,
+    image: str = "thresher:latest",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,
+) -> AppDef:
+    """Train what stays under each budget again, from its initial values.
+
+    Args:
+        spec: path of the job's spec
+        overrides: key=value in place of the spec's, after all options: train.epochs=3 seed=1
+        j: NODESxPROCESSES; default: the spec's runtime.ranks on one node
+        image: container image; local_cwd runs the installed package and ignores it
+        cpu: cores a node
+        gpu: GPUs a node
+        memMB: main memory a node, MB
+        env: environment variables: KEY=value,KEY=value
+    """
+    return launch.app("retrain", spec, overrides, j=j, image=image, cpu=cpu, gpu=gpu, memory_mb=memMB, env=env)
