@@ -63,9 +63,9 @@ def app(
     arguments = [stage, "--spec", spec, *options, *overrides]
     if stage in RANKED:
         nodes, processes = _topology(j, load_spec(Path(spec), overrides).runtime.ranks)
-        entrypoint, args = _torchrun(nodes, processes, ["-m", "thresher", *arguments])
+        entrypoint, args = _torchrun(nodes, processes, ["-m", "thresher.rank", *arguments])
     else:
-        nodes, entrypoint, args = 1, PYTHON, ["-m", "thresher", *_literal(arguments)]
+        nodes, entrypoint, args = 1, PYTHON, ["-m", "thresher.cli", *_literal(arguments)]
     role = Role(
         name=stage,
         image=image,

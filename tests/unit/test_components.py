@@ -57,12 +57,14 @@ def test_local_command(runner, spec, name):
     assert process.args[0] == "python3.11"
     options = ["--scheduler", "local_cwd"] if name == "pipeline" else []
     stage = [name, "--spec", spec, *options, "train.epochs=3", "prune.budgets=[0.5, 0.1]"]
-    assert process.args[-len(stage) - 2 :] == ["-m", "thresher", *stage]
-    torchrun = process.args[1 : -len(stage) - 2]
+    module, torchrun = process.args[-len(stage) - 2 : -len(stage)], process.args[1 : -len(stage) - 2]
+    assert process.args[-len(stage) :] == stage
     if name in {"train", "search", "retrain", "export", "evaluate"}:
+        assert module == ["-m", "thresher.rank"]
         assert torchrun[:2] == ["-m", "torch.distributed.run"]
         assert {"--nproc-per-node=2", "--max-restarts=0", "--rdzv-endpoint=localhost:0"} < set(torchrun)
     else:
+        assert module == ["-m", "thresher.cli"]
         assert torchrun == []
     assert process.env["OMP_NUM_THREADS"] == "1"
     assert process.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "5"
@@ -93,7 +95,7 @@ def test_nodes_meet_at_the_first_one(runner, spec):
     command = process.args[2]
     assert '--rdzv-endpoint="${TORCHX_RANK0_HOST:=localhost}:29500"' in command
     assert "--nnodes=2 --nproc-per-node=1" in command
-    assert command.endswith(f"-m thresher train --spec {spec} model.dim=8")
+    assert command.endswith(f"-m thresher.rank train --spec {spec} model.dim=8")
     assert len(kubernetes_tasks(runner, "train", "--spec", spec, "-j", "2x1")) == 2
 
 
@@ -102,7 +104,7 @@ def test_the_shell_and_torchx_leave_arguments_as_they_are(runner, spec):
     _, process = dry_run(runner, "prepare", "--spec", str(path))
     assert process.args[-1] == str(path)
     _, process = dry_run(runner, "train", "--spec", str(path), "-j", "2x1")
-    words = process.args[2].partition(" thresher ")[2]
+    words = process.args[2].partition(" thresher.rank ")[2]
     assert subprocess.check_output(["bash", "-c", f"printf %s\\\\n {words}"], text=True).splitlines()[-1] == str(path)
 
 

@@ -1,0 +1,31 @@
+"""One rank of a stage: torchrun starts `python -m thresher.rank STAGE --spec FILE key=value …` for each.
+
+An exception that ends a rank is recorded as torchelastic wants it. So whoever waits for the job learns which rank
+failed first, and sees its own traceback, not that of a rank that only lost its peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from thresher.launch import RANKED
+from thresher.specfile import load_spec
+
+
+@record
+def main() -> None:
+    """Run the stage that the command line names."""
+    parser = argparse.ArgumentParser(prog="thresher.rank")
+    parser.add_argument("stage", choices=sorted(RANKED))
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    importlib.import_module(f"thresher.stages.{arguments.stage}").run(load_spec(arguments.spec, arguments.overrides))
+
+
+if __name__ == "__main__":
+    main()
