@@ -34,7 +34,7 @@ from thresher.spec import Spec, budget_name
 from thresher.specfile import load_spec
 
 STAGES = ("prepare", "train", "search", "prune", "retrain", "export", "evaluate", "report")
-LOG_LINES = 40  # of a job that failed without saying why
+LOG_LINES = 80  # of a job that failed without saying why
 TABLE_WIDTH = 110  # columns, where there is no terminal
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("stage", choices=sorted(RANKED))
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # plain parsing finds no overrides behind the option
     importlib.import_module(f"thresher.stages.{arguments.stage}").run(load_spec(arguments.spec, arguments.overrides))
 
 
