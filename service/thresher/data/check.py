@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 
 from thresher.data import parse
 from thresher.data.formats import Plan, column, open_source, plan
@@ -36,8 +35,8 @@ def check(spec: Spec) -> list[str]:
         return problems
     reasons = parse_rows(data, spec.seed, what, chunk).bad
     bad.add(chunk.file, reasons)
-    if hints := _hints(spec, what, chunk):
-        return hints
+    if mend_label := _label_of_other_values(spec, what, chunk):
+        return mend_label
     if bad.count and (data.on_bad_row == "fail" or len(reasons) == len(chunk.rows)):
         named = bad.first[:NAMED_ROWS]
         more = f" (and {bad.count - len(named)} more in the first rows)" if bad.count > len(named) else ""
@@ -68,17 +67,15 @@ def _wrong_types(what: Plan, chunk: Chunk) -> list[str]:
     return problems
 
 
-def _hints(spec: Spec, what: Plan, chunk: Chunk) -> list[str]:
-    """What explains a label column that is bad throughout."""
+def _label_of_other_values(spec: Spec, what: Plan, chunk: Chunk) -> list[str]:
+    """What explains a label column that is mostly no label."""
     label = spec.data.label
-    if label.positive_from is not None or pa.types.is_boolean(chunk.columns[what.label].type):
-        return []
-    values, unreadable = parse.numbers(chunk.columns[what.label])
-    seen = np.unique(values[~unreadable & ~np.isnan(values) & ~np.isin(values, label.drop)])
-    if len(seen) == 0 or np.isin(seen, (0, 1)).all():
+    values, _ = parse.numbers(chunk.columns[what.label])
+    values = values[~np.isnan(values) & ~np.isin(values, label.drop)]
+    seen = np.unique(values)
+    if label.positive_from is not None or len(seen) < 2 or np.isin(values, (0, 1)).mean() > 0.5:
         return []
     return [
         f"data.label.positive_from: column `{what.label}` holds {', '.join(f'{value:g}' for value in seen[:6])}"
-        f"{' …' if len(seen) > 6 else ''} and not just 0 and 1; "
-        "set positive_from to the smallest value that counts as 1"
+        f"{' …' if len(seen) > 6 else ''} and not just 0 and 1; set positive_from to the smallest that counts as 1"
     ]

@@ -58,7 +58,7 @@ def parquet_chunks(files: Sequence[Path], wanted: Collection[str]) -> Iterator[C
     for path in files:
         done = 0
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where the file has checksums
                 for batch in file.iter_batches(CHUNK_ROWS, columns=list(wanted)):
                     rows = np.arange(done + 1, done + 1 + batch.num_rows, dtype=np.int64)
                     yield Chunk({name: batch.column(name) for name in wanted}, str(path), rows, rows_before)

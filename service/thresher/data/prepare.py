@@ -60,7 +60,7 @@ def prepare(spec: Spec, out: Path, on_rows: Callable[[int], None]) -> dict[str, 
 
     def samples() -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         by_time = TimeSplit(times, data.split.fractions) if data.split.by == "time" else None
-        with pa.memory_map(str(intermediate)) as file, pa.ipc.open_stream(file) as stream:
+        with pa.OSFile(str(intermediate)) as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 yield batch, by_time.next(batch.num_rows) if by_time else batch.column(SPLIT).to_numpy()
 
@@ -215,9 +215,9 @@ def _write_shards(
         writer.close()
     splits = {}
     for name, writer, ones in zip(SPLITS, writers, positive, strict=True):
-        _usable(name, writer.samples, ones, data)
         files = [f"{name}/{file}" for file in writer.files]
-        splits[name] = {"samples": writer.samples, "label_rate": ones / writer.samples, "files": files}
+        splits[name] = {"samples": writer.samples, "label_rate": ones / max(writer.samples, 1), "files": files}
+    _check_usable(splits, data)
     rates = {name: dict(zip(SPLITS, (oov[name] / np.maximum(ids[name], 1)).tolist(), strict=True)) for name in tables}
     return splits, rates
 
@@ -229,19 +229,20 @@ def _flat(array: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return array.flatten().to_numpy(), np.diff(array.offsets.to_numpy()).astype(np.int64)
 
 
-def _usable(split: str, samples: int, ones: int, data: DataSpec) -> None:
-    if samples == 0:
-        mend = (
-            f"no row has {data.split.values[SPLITS.index(split)]!r} in `{data.split.column}`; check data.split.values"
-        )
-        if data.split.by != "column":
+def _check_usable(splits: dict[str, Any], data: DataSpec) -> None:
+    for number, (name, split) in enumerate(splits.items()):
+        if split["samples"] == 0:
             mend = "there are too few samples for data.split.fractions"
-        raise ValueError(f"data.split: the {split} split is empty: {mend}")
-    if ones in (0, samples):
-        raise ValueError(
-            f"data.label: all {samples} labels of the {split} split are {int(ones > 0)}, so there is nothing to learn "
-            "or to measure; check data.label.positive_from and data.split"
-        )
+            if data.split.by == "column":
+                value = data.split.values[number]
+                mend = f"no row has {value!r} in `{data.split.column}`; check data.split.values"
+            raise ValueError(f"data.split: the {name} split is empty: {mend}")
+    for name, split in splits.items():
+        if split["label_rate"] in (0, 1):
+            raise ValueError(
+                f"data.label: all {split['samples']} labels of the {name} split are {split['label_rate']:.0f}, so "
+                "there is nothing to learn or to measure; check data.label.positive_from and data.split"
+            )
 
 
 def _field_meta(name: str, field: FieldSpec, rows: Rows, oov_rate: dict[str, float]) -> dict[str, Any]:
