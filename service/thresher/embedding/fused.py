@@ -196,13 +196,12 @@ class _RowOptimizer(FusedOptimizer):
 
     def __init__(self, kernel: FusedEmbeddingBag, tables: list[reference.Table], pg: dist.ProcessGroup | None) -> None:
         self._group = group = kernel.group
-        self._step = torch.zeros(1, dtype=torch.int64)
         names = STATES[group.optimizer]
         params: dict[str, ShardedTensor] = {}
         state: dict[ShardedTensor, dict[str, Any]] = {}
         for table, shard, weight in zip(tables, kernel.config.embedding_tables, kernel.weights, strict=True):
             param = params[f"{shard.name}.weight"] = shard_of(weight, shard, pg)
-            entries: dict[str, Any] = {f"{shard.name}.step": self._step}
+            entries: dict[str, Any] = {f"{shard.name}.step": group.step}
             for (name, one_a_row), flat in zip(names, group.weight_states, strict=True):
                 view = reference.per_row(flat, table) if one_a_row else reference.elements(flat, table)
                 entries[f"{shard.name}.{name}"] = shard_of(view, shard, pg)
@@ -214,15 +213,6 @@ class _RowOptimizer(FusedOptimizer):
                 entries[f"{shard.name}.threshold_{name}"] = shard_of(view, shard, pg)
             state[param] = entries
         super().__init__(params, state, [{"params": list(params.values()), "lr": group.learning_rate}])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and step count by table."""
-        self._step.fill_(self._group.step)
-        return super().state_dict()
-
-    def post_load_state_dict(self) -> None:
-        """Take over the loaded step count."""
-        self._group.step = int(self._step)
 
     def step(self, closure: Any = None) -> None:
         """Take over a changed learning rate; the rows were updated in backward."""

@@ -61,6 +61,7 @@ class Group:
     With N rows and D columns of each table: `weights`, `mask` [Σ N·D]; `seen` [Σ N]; `thresholds` by what shares
     them: none [0], table [tables], column [Σ D], row [Σ N], element [Σ N·D]. `mask` is empty where nothing is masked.
     Thresholds shared by a table or a column are not here: they are replicated parameters, given to `lookup`.
+    `step` counts updates, in the processor's memory on every device.
     """
 
     weights: Tensor
@@ -81,7 +82,7 @@ class Group:
     threshold_weight_decay: float = 0.0
     eps: float = 1e-8
     pressure: float = 0.0
-    step: int = 0
+    step: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     anchor: Tensor = field(default_factory=lambda: torch.empty(0, requires_grad=True))
 
     def lookup(self, indices: Tensor, offsets: Tensor, shared_thresholds: Tensor | None = None) -> Tensor:
@@ -121,7 +122,7 @@ class _Lookup(torch.autograd.Function):
             grad.contiguous(), group.weights, group.weight_states, thresholds, group.threshold_states, group.mask,
             group.seen, indices, offsets, ctx.pressure, group.rows, group.dims, group.feature_tables, group.shared,
             group.mean, group.optimizer, group.learning_rate, group.weight_decay, group.threshold_learning_rate,
-            group.threshold_weight_decay, group.eps, group.step,
+            group.threshold_weight_decay, group.eps, int(group.step),
         )  # fmt: skip
         return None, threshold_grad if threshold_grad.numel() else None, None, None, None
 

@@ -1,8 +1,9 @@
 """The lookup and its fused update in plain PyTorch: what every faster backend must equal.
 
-Shapes: N rows of a table, D its columns, U different rows in a batch, L ids in a batch, B bags (samples of one
-feature). A group of tables lies in one flat tensor, table after table, row after row; so do thresholds, masks and
-optimizer states. The cost of a step depends on L and U, never on N.
+Shapes: T tables, N rows of one or several, D columns, F features, B samples, L ids in a batch, U different rows in a
+batch. A group of tables lies in one flat tensor, table after table, row after row; so do thresholds, masks and
+optimizer states. Tables of one width that lie side by side are handled as one *block*, so that the number of PyTorch
+calls does not grow with the number of tables. The cost of a step depends on L and U, never on N.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -104,21 +106,17 @@ def lookup(
 ) -> Tensor:
     """Pooled vectors [B, Σ D over features]; arguments as in `ops`."""
     shared = Shared(shared)
-    tables = tables_of(rows, dims)
+    batch = (offsets.numel() - 1) // len(feature_tables)
     pooled = []
-    for number, ids, bags, lengths in _features(indices, offsets, feature_tables):
-        table = tables[number]
-        vectors_LD = elements(weights, table)[ids]
+    for block in _blocks(rows, dims, feature_tables):
+        ids = _Ids(block, indices, offsets, batch)
+        vectors_LD = block.elements(weights)[ids.rows_L]
         if shared != Shared.NONE:
-            s = thresholds_of(thresholds, table, shared)
-            s = s[ids] if shared >= Shared.ROW else s
+            s = block.thresholds(thresholds, shared)[ids.rows_L if shared >= Shared.ROW else ids.tables_L]
             vectors_LD = soft_threshold(vectors_LD, torch.sigmoid(s + pressure))
         if mask.numel():
-            vectors_LD = vectors_LD * elements(mask, table)[ids]
-        if bags is not None:
-            vectors_BD = vectors_LD.new_zeros(lengths.numel(), table.dim).index_add_(0, bags, vectors_LD)
-            vectors_LD = vectors_BD / lengths.clamp(min=1).unsqueeze(1) if mean else vectors_BD
-        pooled.append(vectors_LD)
+            vectors_LD = vectors_LD * block.elements(mask)[ids.rows_L]
+        pooled.append(ids.pool(vectors_LD, mean))
     return torch.cat(pooled, dim=1)
 
 
@@ -148,41 +146,38 @@ def update(
 ) -> Tensor:
     """Backward and update in one: changes rows of the batch in place; returns the gradient of shared thresholds."""
     shared, rule = Shared(shared), Optimizer(optimizer)
-    tables = tables_of(rows, dims)
-    threshold_grad = (
-        torch.zeros_like(thresholds) if shared in (Shared.TABLE, Shared.COLUMN) else thresholds.new_empty(0)
-    )
-    for table, ids, grad_LD in _by_table(grad, tables, indices, offsets, feature_tables, mean):
-        rows_U, inverse = torch.unique(ids, return_inverse=True)
-        grad_UD = grad_LD.new_zeros(rows_U.numel(), table.dim).index_add_(0, inverse, grad_LD)
-        values = elements(weights, table)
+    batch = (offsets.numel() - 1) // len(feature_tables)
+    per_table = shared in (Shared.TABLE, Shared.COLUMN)
+    threshold_grad = torch.zeros_like(thresholds) if per_table else thresholds.new_empty(0)
+    column = 0
+    for block in _blocks(rows, dims, feature_tables):
+        ids = _Ids(block, indices, offsets, batch)
+        width = len(block.features) * block.dim
+        grad_LD = ids.spread(grad[:, column : column + width], mean)
+        column += width
+        rows_U, inverse_L = torch.unique(ids.rows_L, return_inverse=True)
+        grad_UD = grad_LD.new_zeros(rows_U.numel(), block.dim).index_add_(0, inverse_L, grad_LD)
+        values = block.elements(weights)
         if mask.numel():
-            grad_UD = grad_UD * elements(mask, table)[rows_U]
+            grad_UD = grad_UD * block.elements(mask)[rows_U]
         if shared != Shared.NONE:
-            s = thresholds_of(thresholds, table, shared)
-            s_UD = s[rows_U] if shared >= Shared.ROW else s
+            tables_U = torch.bucketize(rows_U, block.last_rows(rows_U.device), right=True)
+            s = block.thresholds(thresholds, shared)
             v_UD = values[rows_U]
-            g_UD = torch.sigmoid(s_UD + pressure)
+            g_UD = torch.sigmoid(s[tables_U if per_table else rows_U] + pressure)
             grad_UD = grad_UD * (v_UD.abs() > g_UD)
             grad_s_UD = -(g_UD * (1 - g_UD)) * grad_UD * v_UD.sign()
-            seen[table.first_row + rows_U] = True
-            if shared >= Shared.ROW:
-                grad_s_UD = grad_s_UD.sum(1, keepdim=True) if shared == Shared.ROW else grad_s_UD
-                states = [
-                    _state(flat, table, shared == Shared.ROW or one)
-                    for flat, (_, one) in zip(threshold_states, STATES[rule], strict=True)
-                ]
-                _step(rule, s, rows_U, grad_s_UD, states, threshold_learning_rate, threshold_weight_decay, eps, step)
+            if shared in (Shared.TABLE, Shared.ROW):
+                grad_s_UD = grad_s_UD.sum(1, keepdim=True)
+            if per_table:
+                block.thresholds(threshold_grad, shared).index_add_(0, tables_U, grad_s_UD)
             else:
-                part = thresholds_of(threshold_grad, table, shared)
-                part += grad_s_UD.sum() if shared == Shared.TABLE else grad_s_UD.sum(0, keepdim=True)
-        states = [_state(flat, table, one) for flat, (_, one) in zip(weight_states, STATES[rule], strict=True)]
+                states = block.states(threshold_states, rule, one_a_row=shared == Shared.ROW)
+                _step(rule, s, rows_U, grad_s_UD, states, threshold_learning_rate, threshold_weight_decay, eps, step)
+            seen[block.first_row + rows_U] = True
+        states = block.states(weight_states, rule, one_a_row=False)
         _step(rule, values, rows_U, grad_UD, states, learning_rate, weight_decay, eps, step)
     return threshold_grad
-
-
-def _state(flat: Tensor, table: Table, one_a_row: bool) -> Tensor:
-    return per_row(flat, table) if one_a_row else elements(flat, table)
 
 
 def _step(
@@ -217,36 +212,90 @@ def _step(
     values_ND[rows_U] = values_UD - learning_rate * change_UD
 
 
-def _features(
-    indices: Tensor, offsets: Tensor, feature_tables: Sequence[int]
-) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor]]:
-    """For each feature its table's number, its ids, the bag of each id (None: one id a bag), and the bags' lengths."""
-    batch = (offsets.numel() - 1) // max(1, len(feature_tables))
-    bounds = offsets[:: batch or 1].tolist() if batch else [0] * (len(feature_tables) + 1)
-    lengths_FB = offsets.diff().view(len(feature_tables), batch)
-    for number, low, high, lengths in zip(feature_tables, bounds, bounds[1:], lengths_FB, strict=False):
-        one_hot = high - low == batch and bool((lengths == 1).all())
-        bags = None if one_hot else torch.arange(batch, device=offsets.device).repeat_interleave(lengths)
-        yield number, indices[low:high], bags, lengths
+@dataclass(frozen=True)
+class _Block:
+    """Tables of one width that lie side by side, and the features that look them up."""
+
+    tables: list[Table]
+    features: range
+    feature_tables: list[int]  # of each feature, counted from the block's first table
+
+    @property
+    def dim(self) -> int:
+        return self.tables[0].dim
+
+    @property
+    def first_row(self) -> int:
+        return self.tables[0].first_row
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+    def last_rows(self, device: torch.device) -> Tensor:
+        """For each table, the block's row at which the next begins."""
+        return torch.tensor([table.first_row + table.rows - self.first_row for table in self.tables], device=device)
+
+    def elements(self, flat: Tensor) -> Tensor:
+        return flat.narrow(0, self.tables[0].first_element, self.rows * self.dim).view(-1, self.dim)
+
+    def thresholds(self, flat: Tensor, shared: Shared) -> Tensor:
+        """[T, 1], [T, D], [N, 1] or [N, D]."""
+        if shared == Shared.TABLE:
+            return flat.narrow(0, self.tables[0].number, len(self.tables)).view(-1, 1)
+        if shared == Shared.COLUMN:
+            return flat.narrow(0, self.tables[0].first_column, len(self.tables) * self.dim).view(-1, self.dim)
+        return flat.narrow(0, self.first_row, self.rows).view(-1, 1) if shared == Shared.ROW else self.elements(flat)
+
+    def states(self, flat: Sequence[Tensor], rule: Optimizer, one_a_row: bool) -> list[Tensor]:
+        """The update rule's states as [N, D], or [N, 1] where it or what it updates has one value a row."""
+        return [
+            self.thresholds(state, Shared.ROW if one_a_row or one else Shared.ELEMENT)
+            for state, (_, one) in zip(flat, STATES[rule], strict=True)
+        ]
 
 
-def _by_table(
-    grad: Tensor,
-    tables: Sequence[Table],
-    indices: Tensor,
-    offsets: Tensor,
-    feature_tables: Sequence[int],
-    mean: bool,
-) -> Iterator[tuple[Table, Tensor, Tensor]]:
-    """For each table that the batch names, the ids of all its features and the gradient of each id's vector."""
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    column = 0
-    for number, ids, bags, lengths in _features(indices, offsets, feature_tables):
-        grad_BD = grad[:, column : column + tables[number].dim]
-        column += tables[number].dim
-        if bags is not None and mean:
-            grad_BD = grad_BD / lengths.clamp(min=1).unsqueeze(1)
-        if ids.numel():
-            found.setdefault(number, []).append((ids, grad_BD if bags is None else grad_BD[bags]))
-    for number, parts in found.items():
-        yield tables[number], torch.cat([ids for ids, _ in parts]), torch.cat([part for _, part in parts])
+def _blocks(rows: Sequence[int], dims: Sequence[int], feature_tables: Sequence[int]) -> Iterator[_Block]:
+    """The blocks of a group. Features come in the order of their tables."""
+    first_feature = 0
+    for _, members in groupby(tables_of(rows, dims), key=lambda table: table.dim):
+        tables = list(members)
+        numbers = {table.number for table in tables}
+        own = [number - tables[0].number for number in feature_tables if number in numbers]
+        yield _Block(tables, range(first_feature, first_feature + len(own)), own)
+        first_feature += len(own)
+
+
+class _Ids:
+    """The ids of a block's features in a batch: their rows in the block, their tables, and their bags."""
+
+    def __init__(self, block: _Block, indices: Tensor, offsets: Tensor, batch: int) -> None:
+        first, last = block.features.start * batch, block.features.stop * batch
+        self.batch, self.dim = batch, block.dim
+        own = offsets[first : last + 1]
+        self.lengths = own.diff()
+        ids = indices[int(own[0]) : int(own[-1])]
+        features = len(block.features)
+        counts_F = own[::batch].diff() if batch else own.new_zeros(features)
+        starts = [table.first_row - block.first_row for table in block.tables]
+        tables_F = torch.tensor(block.feature_tables, device=ids.device)
+        self.tables_L = tables_F.repeat_interleave(counts_F, output_size=ids.numel())
+        self.rows_L = ids + torch.tensor(starts, device=ids.device)[self.tables_L]
+        one_hot = ids.numel() == self.lengths.numel() and bool((self.lengths == 1).all())
+        self.bags_L = None if one_hot else torch.repeat_interleave(self.lengths, output_size=ids.numel())
+
+    def pool(self, vectors_LD: Tensor, mean: bool) -> Tensor:
+        """Vectors of ids to vectors of samples, [B, F · D]."""
+        if self.bags_L is not None:
+            bags = vectors_LD.new_zeros(self.lengths.numel(), self.dim).index_add_(0, self.bags_L, vectors_LD)
+            vectors_LD = bags / self.lengths.clamp(min=1).unsqueeze(1) if mean else bags
+        return vectors_LD.view(-1, self.batch, self.dim).transpose(0, 1).reshape(self.batch, -1)
+
+    def spread(self, grad: Tensor, mean: bool) -> Tensor:
+        """Gradient of samples [B, F · D] to gradients of ids [L, D]."""
+        grad = grad.reshape(self.batch, -1, self.dim).transpose(0, 1).reshape(-1, self.dim)
+        if self.bags_L is None:
+            return grad
+        if mean:
+            grad = grad / self.lengths.clamp(min=1).unsqueeze(1)
+        return grad[self.bags_L]
