@@ -129,7 +129,9 @@ def environment() -> dict[str, Any]:
     """What the numbers hold for."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False).stdout != ""
+    measured = ["../service/thresher/data", "loader.py"]
+    status = [*git, "status", "--porcelain", "--", *measured]
+    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout != ""
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     return {
         "commit": commit + ("+changes" if changed else ""),

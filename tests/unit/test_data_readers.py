@@ -183,6 +183,14 @@ def test_a_user_who_stands_there_twice_is_an_error(tmp_path):
         rows_of(spec_of(format="movielens", path=str(folder), label=LABEL))
 
 
+def test_no_user_at_all_makes_every_rating_bad(tmp_path):
+    folder = movielens_atomic(tmp_path)
+    (folder / "x.user").write_text("user_id:token\tage:token\n")
+    bad = BadRows("skip", 1000)
+    assert rows_of(spec_of(format="movielens", path=str(folder), label=LABEL), ["age"], bad) == []
+    assert bad.count == 300
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

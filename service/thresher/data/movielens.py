@@ -107,7 +107,7 @@ class MovieLens(Source):
             reasons: dict[int, str] = {}
             for join in joins:
                 ids = chunk.columns[join.key]
-                found = pc.index_in(ids.cast(join.ids.type), join.ids)
+                found = pc.index_in(*_alike(ids, join.ids))
                 known = np.asarray(found.is_valid())
                 for index in np.flatnonzero(~known):
                     reasons[int(chunk.rows[index])] = f"{join.key} {ids[index]} is not in {join.file}"
@@ -140,6 +140,11 @@ class _Join:
             found = pc.extract_regex(columns["movie_title"], r"\((?P<year>[0-9]{4})\)\s*$")
             self.values["release_year"] = pc.fill_null(pc.struct_field(found, "year"), "")
         self.values |= {name: columns[name] for name in names}
+
+
+def _alike(a: pa.Array, b: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Two columns of ids that compare: as they are if of one type, else both as text."""
+    return (a, b) if a.type == b.type else (a.cast(pa.string()), b.cast(pa.string()))
 
 
 def _files(path: Path) -> Sequence[Path]:

@@ -10,7 +10,6 @@ Three passes, each in memory that does not grow with the number of rows (only wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +52,7 @@ def prepare(spec: Spec, out: Path, on_rows: Callable[[int], None]) -> dict[str, 
     bad = BadRows(data.on_bad_row, data.max_bad_rows)
     encoders = {name: _encoder(name, field, data) for name, field in what.fields.items() if is_sparse(field)}
     intermediate, times = out / "intermediate.arrow", out / "times.u64"
-    with ThreadPoolExecutor(1) as beside:
-        hashes = beside.map(file_sha256, source.files)  # reads what the parser reads, so mostly from memory
-        dropped = _read_raw(spec, source, what, encoders, bad, intermediate, times, on_rows)
-        sha256 = list(hashes)
+    dropped = _read_raw(spec, source, what, encoders, bad, intermediate, times, on_rows)
 
     def samples() -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         by_time = TimeSplit(times, data.split.fractions) if data.split.by == "time" else None
@@ -79,8 +75,7 @@ def prepare(spec: Spec, out: Path, on_rows: Callable[[int], None]) -> dict[str, 
         "dense": [name for name, field in what.fields.items() if not is_sparse(field)],
         "splits": splits,
         "inputs": [
-            {"path": str(file), "bytes": file.stat().st_size, "sha256": digest}
-            for file, digest in zip(source.files, sha256, strict=True)
+            {"path": str(file), "bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in source.files
         ],
         "bad_rows": {"count": bad.count, "first": bad.first},
         "dropped": dropped,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-ROW_GROUPS = 64  # a file
+ROW_GROUPS = 256  # a file; few files, since each is open while a loader lives
 LABEL = "label"
 
 
