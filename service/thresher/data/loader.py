@@ -259,6 +259,6 @@ class _Order:
         start = int(self._ends[which - 1]) if which else 0
         if self._places is None or self._places[0] != which:
             size = int(self._ends[which]) - start
-            generator = np.random.default_rng([self._seed, self._epoch, which])
+            generator = np.random.default_rng([self._seed, self._epoch, which + 1])  # [s, e, 0] equals [s, e]
             self._places = which, generator.permutation(size) if self._shuffle else np.arange(size)
         return self._windows[which], self._places[1][position - start : position - start + most]
