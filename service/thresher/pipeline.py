@@ -228,10 +228,6 @@ def _print_results(console: Console, run_dir: RunDir, seconds: dict[str, float])
                 f"{row['seconds']:.1f}",
             )
     console.print(table)
-    console.print(
-        "seconds: "
-        + ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
-        + f"; in all {sum(seconds.values()):.1f}",
-        highlight=False,
-    )
+    stages = ", ".join(f"{stage} {took:.1f}" for stage, took in seconds.items())
+    console.print(f"seconds: {stages}; in all {sum(seconds.values()):.1f}", highlight=False, soft_wrap=True)
     console.print(f"report: {run_dir.report}", highlight=False, soft_wrap=True)
