@@ -7,13 +7,15 @@ SPEC ?= specs/movielens_pep.yaml
 .DELETE_ON_ERROR:
 .PHONY: install demo test check bench clean
 
-install: .venv/installed
+STAMP = .venv/installed-$(notdir $(LOCK))
+
+install: $(STAMP)
 
 # Installed in place, so that an edit takes effect without installing again, and TorchX's jobs, `make` and the tests
-# run the same files. The stamp is newer than the lock and pyproject.toml once everything they name is there.
-.venv/installed: $(LOCK) pyproject.toml
+# run the same files. From nothing each time: the packages of one lock must not stay under those of another.
+$(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Thresher needs Python 3.11: make PYTHON=…")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --no-deps -r $(LOCK) || \
 	  { echo 'torch not found? requirements/cpu.lock says where its CPU build comes from.' >&2; exit 1; }
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
