@@ -35,21 +35,26 @@ def save(job: Job, folder: Path, step: int, trainer: dict[str, Any], keep: set[i
     job.ranks.barrier()
     dcp.save(_state(job), checkpoint_id=work / "tensors")
     job.ranks.barrier()
-    if not job.ranks.first:
-        return
+    if job.ranks.first:
+        _commit(job, work, target, {**trainer, "step": step})
+        for path in folder.iterdir():
+            match = _NAME.fullmatch(path.name)
+            if match and int(match[1]) not in keep | {step}:
+                shutil.rmtree(path)
+    job.ranks.barrier()
+
+
+def _commit(job: Job, work: Path, target: Path, trainer: dict[str, Any]) -> None:
+    """Add what is alike on every rank, then the marker, and give the folder its name."""
     buffer = io.BytesIO()
     torch.save(job.optimizer.state_dict(), buffer)
     write_bytes(work / "dense_optimizer.pt", buffer.getvalue())
-    write_json(work / "trainer.json", {**trainer, "step": step})
+    write_json(work / "trainer.json", trainer)
     files = sorted(path for path in work.rglob("*") if path.is_file())
     write_json(work / COMMIT, {str(path.relative_to(work)): file_sha256(path) for path in files})
     shutil.rmtree(target, ignore_errors=True)
     work.rename(target)
-    fsync_dir(folder)
-    for path in folder.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and int(match[1]) not in keep | {step}:
-            shutil.rmtree(path)
+    fsync_dir(target.parent)
 
 
 def newest(folder: Path) -> Path | None:
