@@ -28,10 +28,8 @@ def budget_params(budget: float | int, total_params: int) -> int:
     Raises:
         ValueError: if nothing could stay, or more is asked for than there is.
     """
-    if budget > 1 or isinstance(budget, int):
-        kept = int(budget)
-    else:
-        kept = int(Fraction(str(budget)) * total_params)  # in decimals, so that 0.29 of 100 is 29
+    is_count = budget > 1 or isinstance(budget, int)
+    kept = int(budget) if is_count else int(Fraction(str(budget)) * total_params)  # in decimals: 0.29 of 100 is 29
     if not 1 <= kept <= total_params:
         raise ValueError(
             f"prune.budgets: {budget} of {total_params} parameters would keep {kept}; "
@@ -64,7 +62,7 @@ class FieldSpec(Section):
     separator: str = Field("|", min_length=1, max_length=1, description="multi: between the ids in one cell")
     numeric: Literal["log_bucket", "dense"] = Field(
         "log_bucket",
-        description="numeric: log_bucket makes an id of floor(ln(x)^2) for x > 2 (else of x); "
+        description="numeric: log_bucket makes an id of 3 + floor(ln(x)^2) for x > 2, of floor(x) for others; "
         "dense passes ln(1 + x) of x >= 0 (x below 0 as is; a missing value as 0) to the model's dense input",
     )
     pooling: Literal["sum", "mean"] = Field("mean", description="multi: how a sample's vectors are combined")

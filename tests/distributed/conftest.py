@@ -33,5 +33,5 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MovieLens-100k, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
     folder.mkdir()
-    prepare(make_spec("unused"), folder, lambda rows: None)
+    prepare(make_spec("unused"), folder, lambda _: None)
     return folder

@@ -66,7 +66,9 @@ def test_checkpoint_loads_on_other_ranks_and_sharding(name: str, data: Path, tmp
 
 def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> None:
     spec, kept = make_spec("unused"), 2_345
-    whole = {k: np.concatenate(v) for k, v in run_ranks(1, jobs.masks, spec, data, "feature_dimension", kept)[0].items()}
+    whole = {
+        k: np.concatenate(v) for k, v in run_ranks(1, jobs.masks, spec, data, "feature_dimension", kept)[0].items()
+    }
     assert sum(int(mask.sum()) for mask in whole.values()) == kept
     # Values differ in the last bits between numbers of ranks, so a few entries at the border may change places.
     for world_size, sharding in [(2, "row_wise"), (3, "table_wise")]:

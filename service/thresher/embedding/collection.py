@@ -44,6 +44,7 @@ class EmbeddingBagCollection(TorchRecEmbeddingBagCollection):
         Raises:
             RuntimeError: always.
         """
+        del features
         raise RuntimeError(
             "this collection holds no values before it is sharded; wrap the model in "
             "DistributedModelParallel(model, sharders=[thresher.embedding.sharding.Sharder()])"

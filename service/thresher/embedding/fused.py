@@ -121,7 +121,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         for name, weight in zip(self.names, self.weights, strict=True):
             parameter = nn.Parameter(weight)
             parameter._in_backward_optimizers = [EmptyFusedOptimizer()]  # type: ignore[attr-defined]
-            self._param_per_table[name] = parameter  # type: ignore[assignment]
+            self._param_per_table[name] = parameter
         self._fused_optimizer = _RowOptimizer(self, tables, pg)
         self.init_parameters()
 
@@ -166,9 +166,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         ):
             fill_uniform(weight, self.kernel.seed, name, self.kernel.init_scale, first_row, first_column)
 
-    def forward(  # type: ignore[override]
-        self, features: KeyedJaggedTensor, vbe_output: None = None, vbe_output_offsets: None = None
-    ) -> Tensor:
+    def forward(self, features: KeyedJaggedTensor, vbe_output: None = None, vbe_output_offsets: None = None) -> Tensor:
         """Pooled vectors [B, Σ D] of this rank's features."""
         if vbe_output is not None or vbe_output_offsets is not None or features.variable_stride_per_key():
             raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
@@ -188,7 +186,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         """Each table's shard, marked as updated in backward."""
         del recurse, remove_duplicate
         for name, parameter in self._param_per_table.items():
-            yield f"{prefix}.{name}.weight" if prefix else f"{name}.weight", parameter  # type: ignore[misc]
+            yield f"{prefix}.{name}.weight" if prefix else f"{name}.weight", parameter
 
 
 class _RowOptimizer(FusedOptimizer):

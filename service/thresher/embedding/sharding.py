@@ -1,6 +1,6 @@
-"""Our collection under TorchRec's sharding: planner, input and output distribution, state dict and pipelines are
-TorchRec's, the kernel is ours.
+"""Our collection under TorchRec's sharding.
 
+Planner, input and output distribution, state dict and pipelines are TorchRec's, the kernel is ours.
 TorchRec takes a kernel by name only; ours goes by `fused`, and these overrides put it in place of FBGEMM's. They
 follow torchrec 1.8; a test guards the signatures.
 """

@@ -32,7 +32,7 @@ _library.impl("lookup", reference.lookup, "CompositeExplicitAutograd")
 _library.impl("update", reference.update, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("thresher::lookup", lib=_library)
+@torch.library.register_fake("thresher::lookup", lib=_library)  # type: ignore[untyped-decorator]
 def _(
     weights: Tensor,
     thresholds: Tensor,  # noqa: ARG001 - the operator's signature
@@ -49,7 +49,7 @@ def _(
     return weights.new_empty(batch, sum(dims[table] for table in feature_tables))
 
 
-@torch.library.register_fake("thresher::update", lib=_library)
+@torch.library.register_fake("thresher::update", lib=_library)  # type: ignore[untyped-decorator]
 def _(grad: Tensor, weights: Tensor, weight_states: Any, thresholds: Tensor, *rest: Any) -> Tensor:  # noqa: ARG001
     return torch.empty_like(thresholds if rest[8] in (Shared.TABLE, Shared.COLUMN) else thresholds[:0])
 
@@ -97,14 +97,13 @@ class Group:
             float [B, Σ D over features].
         """
         thresholds = self.thresholds if shared_thresholds is None else shared_thresholds
-        return _Lookup.apply(self.anchor, thresholds, self, indices, offsets)  # type: ignore[no-any-return]
+        result: Tensor = _Lookup.apply(self.anchor, thresholds, self, indices, offsets)  # type: ignore[no-untyped-call]
+        return result
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, anchor: Tensor, thresholds: Tensor, group: Group, indices: Tensor, offsets: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, thresholds: Tensor, group: Group, indices: Tensor, offsets: Tensor) -> Tensor:
         del anchor  # an input that asks for a gradient, so that backward is called although the weights do not
         ctx.group, ctx.pressure = group, group.pressure
         ctx.save_for_backward(indices, offsets, thresholds)
@@ -114,7 +113,7 @@ class _Lookup(torch.autograd.Function):
         )  # fmt: skip
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         group: Group = ctx.group
         indices, offsets, thresholds = ctx.saved_tensors
         group.step += 1

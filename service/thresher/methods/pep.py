@@ -124,8 +124,13 @@ class Pressure:
         return float(self._lowest ** max(0.0, (step - start) / (self._total_steps - start)))
 
     def __call__(self, state: dict[str, Any], step: int, loss: float) -> None:
-        """Act before step `step` (or after the last). `state` lives in the checkpoints: it gets `pressure`, `taken`
-        (the budgets whose masks exist), `stalled` (those that sparsity did not reach) and `history`.
+        """Act before a step, or after the last.
+
+        Args:
+            state: lives in the checkpoints; gets `pressure`, `taken` (the budgets whose masks exist), `stalled` (those
+                that sparsity did not reach) and `history`.
+            step: the step that comes.
+            loss: mean loss of the step before; NaN before the first.
         """
         pressure = float(state.setdefault("pressure", 0.0))
         if self._spec.pressure == "published":

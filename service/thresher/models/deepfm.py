@@ -44,6 +44,6 @@ class DeepFM(FM):
         """Logits [B]."""
         vectors_BFD = self.vectors(sparse)
         factors_BFK = vectors_BFD[:, :, 1:]
-        deep_B = self.deep(torch.cat([factors_BFK.flatten(1), dense_BN], dim=1)).squeeze(1)
-        logits_B = self.bias + vectors_BFD[:, :, 0].sum(1) + interactions(factors_BFK) + deep_B
+        deep_B: Tensor = self.deep(torch.cat([factors_BFK.flatten(1), dense_BN], dim=1)).squeeze(1)
+        logits_B: Tensor = self.bias + vectors_BFD[:, :, 0].sum(1) + interactions(factors_BFK) + deep_B
         return logits_B if self.numeric is None else logits_B + self.numeric(dense_BN).squeeze(1)

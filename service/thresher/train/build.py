@@ -19,7 +19,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.representation import Representation, RowOptimizer, SoftThreshold
-from thresher.embedding.sharding import Sharder, ShardedCollection, collection_of
+from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.kernels.ops import Optimizer
 from thresher.models.deepfm import DeepFM
 from thresher.models.fm import FM
