@@ -4,18 +4,25 @@ The threshold of an entry is `sigmoid(s + u)`: s is what the loss learns, u is t
 entries that costs nothing to apply. Published code lets weight decay lift every s by about 1e-3 a step and stops where
 that ends; here u follows a falling curve of kept parameters through all the budgets, and each budget's mask is taken
 when the curve passes it, exactly, by ranking the margins `|v| − g(s)`.
+
+Where the loss starts to learn s from matters, for a magnitude is a poor witness. Adam moves the row of a rare id as
+far a visit as that of a frequent one, so |v| says nothing of the evidence behind it: rare rows start with higher
+thresholds (`frequency_prior`). And a product of two vectors lives on the columns that both keep, so masks that choose
+columns freely waste most of what they keep: later columns start with higher thresholds, the same for all rows
+(`column_prior`), and fields come to share the first columns. With both priors 0 it is the published start.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher.embedding.fused import FusedEmbeddingBag
@@ -84,6 +91,30 @@ def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Te
     return select_largest(
         [RankedShard(shard.table, shard.first_row, shard.weight_ND.shape[0], keys(shard)) for shard in shards], kept
     )
+
+
+@torch.no_grad()
+def start_thresholds(
+    collection: ShardedCollection, spec: SearchSpec, counts: Mapping[str, NDArray[np.integer[Any]]]
+) -> None:
+    """Give the thresholds their values before the first step.
+
+    Args:
+        collection: the tables, with learned thresholds.
+        spec: the search.
+        counts: training occurrences of each row [N], by table.
+    """
+    logs = {name: np.log1p(count) for name, count in counts.items()}
+    mean = sum(log.sum() for log in logs.values()) / sum(log.size for log in logs.values())
+    for shard in table_shards(collection):
+        rows, width = shard.threshold.shape
+        s = torch.full((rows, width), spec.threshold_init)
+        if spec.granularity in ("feature", "feature_dimension"):
+            own = logs[shard.name][shard.first_row : shard.first_row + rows]
+            s -= spec.frequency_prior * torch.from_numpy(own - mean).float().unsqueeze(1)
+        if width > 1:
+            s += spec.column_prior * (torch.arange(width) / (width - 1) - 0.5)
+        shard.threshold.copy_(s)
 
 
 class Pressure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def _write(
     """Stream every table's rows from the ranks that hold them to the first, which writes."""
     writer = None
     if job.ranks.first:
+        shutil.rmtree(work)  # what an interrupted export left; tables are written from the start
         writer = Writer(
             work,
             model=spec.model.name,

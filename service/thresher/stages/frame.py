@@ -6,12 +6,14 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thresher import rundir
 from thresher.rundir import RunDir
 from thresher.spec import Spec
-from thresher.train.group import Ranks
+
+if TYPE_CHECKING:  # prepare and prune need no torch, which takes a second to import
+    from thresher.train.group import Ranks
 
 
 @contextlib.contextmanager

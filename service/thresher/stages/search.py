@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thresher import rundir
 from thresher.embedding.representation import SoftThreshold
-from thresher.methods.pep import Pressure, TableShard
+from thresher.methods.pep import Pressure, TableShard, start_thresholds
 from thresher.methods.scheme import pack, save_masks
 from thresher.progress import Progress
 from thresher.spec import Spec
@@ -38,6 +38,8 @@ def run(spec: Spec) -> None:
                 weight_decay=spec.search.threshold_weight_decay,
             )
             job = build(spec, meta, ranks, representation, train, table_seed=spec.seed, dense_seed=spec.seed)
+            counts = {f["name"]: np.load(run_dir.data / "counts" / f"{f['name']}.npy") for f in meta["fields"]}
+            start_thresholds(job.collection, spec.search, counts)
             training, validation = loaders(spec, run_dir, ranks)
             total = train.epochs * training.steps_per_epoch
             pressure = Pressure(
