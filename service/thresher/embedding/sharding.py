@@ -94,6 +94,14 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 )
             )
 
+    def input_dist(self, ctx: Any, features: Any) -> Any:
+        """Send each id to the rank that has its row."""
+        awaitable = super().input_dist(ctx, features)
+        if self._has_mean_pooling_callback:
+            # TorchRec divides every row-wise field by its length + 1e-6, one-hot ones too, which costs the last bits.
+            ctx.divisor = ctx.divisor.round().clamp_(min=1)
+        return awaitable
+
     def kernels(self) -> Iterator[FusedEmbeddingBag]:
         """This rank's groups of tables."""
         for lookup in self._lookups:

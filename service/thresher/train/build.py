@@ -13,6 +13,7 @@ from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -121,6 +122,7 @@ def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, rank
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=ranks.world_size, compute_device=ranks.device.type),
         batch_size=spec.train.batch_size // ranks.world_size,
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),  # for the dense part and buffers
         constraints={config.name: constraint for config in collection.embedding_bag_configs()},
         debug=False,
     )

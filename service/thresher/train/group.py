@@ -60,9 +60,6 @@ def process_group(spec: Spec) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)  # a rank a core; FBGEMM's and our lookups do not gain from more
-    # Raised inside torch and torchrec, by calls that we have no part in.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         store=None if "RANK" in os.environ else dist.HashStore(),
@@ -71,6 +68,10 @@ def process_group(spec: Spec) -> Iterator[Ranks]:
         timeout=timedelta(seconds=spec.runtime.timeout_s),
     )
     try:
-        yield Ranks(rank, world_size, device)
+        with warnings.catch_warnings():
+            # Raised inside torch and torchrec, by calls that we have no part in.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
+            yield Ranks(rank, world_size, device)
     finally:
         dist.destroy_process_group()
