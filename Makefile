@@ -5,7 +5,7 @@ LOCK ?= requirements/cpu.lock
 SPEC ?= specs/movielens_pep.yaml
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench quality clean
 
 STAMP = .venv/installed-$(notdir $(LOCK))
 
@@ -31,6 +31,9 @@ check: install
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy service components
+
+quality: install
+	.venv/bin/python -m benchmarks.quality.movielens_100k
 
 bench: install
 	for file in benchmarks/[a-z]*.py; do .venv/bin/python -m benchmarks.$$(basename $$file .py) || exit 1; done

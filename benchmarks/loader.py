@@ -1,6 +1,6 @@
 """How fast prepare reads and the loader gives batches, on one core.
 
-    python benchmarks/loader.py
+    python -m benchmarks.loader
 
 Prints a row for each case and writes them all to `benchmarks/results/loader.json`. The shards are in the page cache
 when the clock runs: this measures the loader and not the disk.
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks._environment import environment
 from thresher.data import shards
 from thresher.data.loader import Loader
 from thresher.data.prepare import prepare
@@ -125,27 +124,6 @@ def criteo_row() -> dict[str, Any]:
     return {"benchmark": "prepare", "case": "criteo", "config": config, "rows_per_s": rate}
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers hold for."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    measured = ["../service/thresher/data", "loader.py"]
-    status = [*git, "status", "--porcelain", "--", *measured]
-    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout != ""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {
-        "commit": commit + ("+changes" if changed else ""),
-        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
-        "cores_used": 1,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "repeats": REPEATS,
-    }
-
-
 def main() -> None:
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -155,7 +133,13 @@ def main() -> None:
         rate = row.get("samples_per_s") or row["rows_per_s"]
         print(f"{row['case']:40} {rate['median']:>12,.0f}/s   ({rate['min']:,.0f} to {rate['max']:,.0f})")
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps(
+            {"environment": environment(REPEATS, "service/thresher/data", "benchmarks/loader.py"), "rows": rows},
+            indent=1,
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
