@@ -217,14 +217,14 @@ class SearchSpec(Section):
         -12.0, ge=-80, le=0, description="mean of s at the start; the threshold is sigmoid(s + u)"
     )
     frequency_prior: float = Field(
-        1.0,
+        1.5,
         ge=0,
         le=10,
         description="feature, feature_dimension: s of a row starts lower by this times ln(1 + its occurrences in "
         "training), against the mean row",
     )
     column_prior: float = Field(
-        8.0,
+        12.0,
         ge=0,
         le=40,
         description="granularities with columns: s starts higher by this in the last column than in the first",
@@ -236,8 +236,8 @@ class SearchSpec(Section):
         description="target: u follows a falling curve of kept parameters down to the smallest budget. "
         "published: u rises by the drift that published code shows, about 1e-3 a step",
     )
-    epochs: Positive = Field(12, description="passes over the training split")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps before the pressure starts")
+    epochs: Positive = Field(24, description="passes over the training split")
+    warmup: float = Field(0.5, ge=0, lt=1, description="share of the steps before the pressure starts")
     check_every: Positive = Field(20, description="steps between two counts of what is kept")
 
 
