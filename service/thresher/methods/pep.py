@@ -166,7 +166,7 @@ class Pressure:
         pressure = float(state.setdefault("pressure", 0.0))
         if self._spec.pressure == "published":
             pressure = PUBLISHED_DRIFT * step
-        if step % self._spec.check_every == 0 or step == self._total_steps:
+        if step and (step % self._spec.check_every == 0 or step == self._total_steps):
             target = self.target(step)
             keys, thresholds = self._sample()
             if target is not None:
