@@ -190,6 +190,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_harms_nothing(copied:
     assert rundir.read_json(run.baseline / rundir.MARKER) == marker
 
 
+@pytest.mark.parametrize("budget", [10**9, 1e-6])
+def test_a_budget_that_cannot_be_met_is_refused_before_training(budget: float, copied: Spec) -> None:
+    with pytest.raises(ValueError, match=r"prune\.budgets: .* parameters would keep"):
+        prepare.run(spec_for(Path(copied.runtime.run_dir), prune={"budgets": [budget]}))
+
+
 def test_a_stage_without_its_input_names_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data: not there or not complete; run the stage that makes it first"):
         train.run(spec_for(tmp_path / "run"))

@@ -8,7 +8,8 @@ from typing import Any
 from thresher.data.formats import open_source
 from thresher.data.prepare import prepare
 from thresher.progress import Progress
-from thresher.spec import Spec
+from thresher.rundir import RunDir, read_json
+from thresher.spec import Spec, budget_params
 from thresher.stages.frame import building, inputs_of, run_lease
 
 FORMAT = 1  # of the prepared data; a higher one makes older data anew
@@ -31,10 +32,19 @@ def run(spec: Spec) -> None:
     """Prepare the data of a spec, unless they are there already.
 
     Raises:
-        ValueError: if spec and data do not fit; lists every difference that the first rows show.
+        ValueError: if spec and data do not fit; lists every difference that the first rows show. Or if a budget cannot
+            be met by tables of this size: better said now than after the training.
     """
+    with run_lease(spec, "prepare") as run_dir:
+        _prepare(spec, run_dir)
+        total_params = sum(f["rows"] for f in read_json(run_dir.data / "meta.json")["fields"]) * spec.model.dim
+        for budget in spec.prune.budgets:
+            budget_params(budget, total_params)
+
+
+def _prepare(spec: Spec, run_dir: RunDir) -> None:
     made_from = inputs(spec)
-    with run_lease(spec, "prepare") as run_dir, building("prepare", run_dir.data, made_from) as work:
+    with building("prepare", run_dir.data, made_from) as work:
         if work is None:
             return
         for left in work.iterdir():  # half of a run that was cut off is of no use
