@@ -61,6 +61,8 @@ def losses(spec: Spec, data: Path, cases: list[tuple[str, str]]) -> dict[tuple[s
     with process_group(spec) as ranks:
         for name, sharding in cases:
             job = make_job(with_sharding(spec, sharding), data, ranks, name)
+            plan = job.collection.module_sharding_plan.values()
+            assert {parameter.sharding_type for parameter in plan} == {sharding}
             for kernel in job.collection.kernels():
                 kernel.group.pressure = 0.5
             values: list[float] = []
@@ -72,35 +74,34 @@ def losses(spec: Spec, data: Path, cases: list[tuple[str, str]]) -> dict[tuple[s
     return found
 
 
-def shardings_used(spec: Spec, data: Path, sharding: str) -> set[str]:
-    """The sharding types in the plan."""
+def save_trained(spec: Spec, data: Path, names: list[str], folder: Path) -> dict[str, Any]:
+    """For each representation train 20 steps, save, evaluate, and train 5 more."""
+    found = {}
     with process_group(spec) as ranks:
-        job = make_job(with_sharding(spec, sharding), data, ranks, "dense")
-        return {parameter.sharding_type for parameter in job.collection.module_sharding_plan.values()}
+        for name in names:
+            job = make_job(spec, data, ranks, name)
+            batches = loader(spec, data, ranks, "train").epoch(0)
+            for step in range(20):
+                train_step(job, next(batches), step)
+            checkpoint.save(job, folder / name, 20, {}, keep=set())
+            score = evaluate(job, loader(spec, data, ranks, "validation"))
+            found[name] = score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
+    return found
 
 
-def save_trained(spec: Spec, data: Path, name: str, folder: Path) -> tuple[Any, list[float]]:
-    """Train 20 steps, save, evaluate, and train 5 more."""
-    with process_group(spec) as ranks:
-        job = make_job(spec, data, ranks, name)
-        batches = loader(spec, data, ranks, "train").epoch(0)
-        for step in range(20):
-            train_step(job, next(batches), step)
-        checkpoint.save(job, folder, 20, {}, keep=set())
-        score = evaluate(job, loader(spec, data, ranks, "validation"))
-        return score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
-
-
-def load_trained(spec: Spec, data: Path, name: str, folder: Path) -> tuple[Any, list[float]]:
+def load_trained(spec: Spec, data: Path, names: list[str], folder: Path) -> dict[str, Any]:
     """Load what `save_trained` saved, evaluate, and train the 5 steps that follow."""
+    found = {}
     with process_group(spec) as ranks:
-        job = make_job(spec.model_copy(update={"seed": 99}), data, ranks, name)
-        path = checkpoint.newest(folder)
-        assert path is not None
-        checkpoint.load(job, path)
-        score = evaluate(job, loader(spec, data, ranks, "validation"))
-        batches = loader(spec, data, ranks, "train").epoch(0, start_step=20)
-        return score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
+        for name in names:
+            job = make_job(spec.model_copy(update={"seed": 99}), data, ranks, name)
+            path = checkpoint.newest(folder / name)
+            assert path is not None
+            checkpoint.load(job, path)
+            score = evaluate(job, loader(spec, data, ranks, "validation"))
+            batches = loader(spec, data, ranks, "train").epoch(0, start_step=20)
+            found[name] = score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
+    return found
 
 
 def masks(spec: Spec, data: Path, name: str, kept: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,38 +47,41 @@ def test_thresholds_change_the_losses(one_rank: Losses) -> None:
     assert len(set(last.values())) == len(last)
 
 
-@pytest.mark.parametrize("sharding", SHARDINGS)
-def test_the_sharding_asked_for_is_used(sharding: str, data: Path) -> None:
-    for used in run_ranks(2, jobs.shardings_used, make_spec("unused"), data, sharding):
-        assert used == {sharding}
+SAVED = ["dense", "global", "feature", "feature_dimension"]
+LOADERS = [(1, "table_wise"), (2, "table_wise"), (4, "row_wise")]
 
 
-@pytest.mark.parametrize("name", ["dense", "global", "feature", "feature_dimension"])
-def test_checkpoint_loads_on_other_ranks_and_sharding(name: str, data: Path, tmp_path: Path) -> None:
-    saved_spec = jobs.with_sharding(make_spec("unused"), "row_wise")
-    score, after = run_ranks(2, jobs.save_trained, saved_spec, data, name, tmp_path)[0]
-    for world_size, sharding in [(1, "table_wise"), (2, "table_wise"), (4, "row_wise")]:
-        spec = jobs.with_sharding(make_spec("unused"), sharding)
-        loaded, continued = run_ranks(world_size, jobs.load_trained, spec, data, name, tmp_path)[0]
-        assert loaded.auc == pytest.approx(score.auc, abs=1e-5)
-        assert loaded.logloss == pytest.approx(score.logloss, rel=1e-6)
-        np.testing.assert_allclose(continued, after, rtol=2e-5)
+@pytest.fixture(scope="module")
+def reloaded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
+    """Checkpoints of two row-wise ranks, and what other ranks and shardings make of them."""
+    folder, spec = tmp_path_factory.mktemp("checkpoints"), make_spec("unused")
+    saved = run_ranks(2, jobs.save_trained, jobs.with_sharding(spec, "row_wise"), data, SAVED, folder)[0]
+    found: dict[Any, dict[str, Any]] = {"saved": saved}
+    for world_size, sharding in LOADERS:
+        other = jobs.with_sharding(spec, sharding)
+        found[world_size, sharding] = run_ranks(world_size, jobs.load_trained, other, data, SAVED, folder)[0]
+    return found
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("name", SAVED)
+def test_checkpoint_loads_on_other_ranks_and_sharding(
+    name: str, loader: tuple[int, str], reloaded: dict[Any, dict[str, Any]]
+) -> None:
+    (score, after), (loaded, continued) = reloaded["saved"][name], reloaded[loader][name]
+    assert loaded.auc == pytest.approx(score.auc, abs=1e-5)
+    assert loaded.logloss == pytest.approx(score.logloss, rel=1e-6)
+    np.testing.assert_allclose(continued, after, rtol=2e-5)
 
 
 def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> None:
-    spec, kept = make_spec("unused"), 2_345
-    whole = {
-        k: np.concatenate(v) for k, v in run_ranks(1, jobs.masks, spec, data, "feature_dimension", kept)[0].items()
-    }
-    assert sum(int(mask.sum()) for mask in whole.values()) == kept
-    # Values differ in the last bits between numbers of ranks, so a few entries at the border may change places.
-    for world_size, sharding in [(2, "row_wise"), (3, "table_wise")]:
-        spec = jobs.with_sharding(make_spec("unused", train={"batch_size": 66, "epochs": 1}), sharding)
-        alone = jobs.with_sharding(spec, "table_wise")
-        expected = {
-            k: np.concatenate(v) for k, v in run_ranks(1, jobs.masks, alone, data, "feature_dimension", kept)[0].items()
-        }
-        parts = run_ranks(world_size, jobs.masks, spec, data, "feature_dimension", kept)[0]
-        found = {k: np.concatenate(v) for k, v in parts.items()}
-        assert sum(int(mask.sum()) for mask in found.values()) == kept
-        assert sum(int((found[k] != expected[k]).sum()) for k in expected) <= 20
+    spec, kept = make_spec("unused", train={"batch_size": 66, "epochs": 1}), 2_345
+    found = []
+    for world_size, sharding in [(1, "table_wise"), (2, "row_wise"), (3, "table_wise")]:
+        other = jobs.with_sharding(spec, sharding)
+        parts = run_ranks(world_size, jobs.masks, other, data, "feature_dimension", kept)[0]
+        found.append({name: np.concatenate(masks) for name, masks in parts.items()})
+    for masks in found:
+        assert sum(int(mask.sum()) for mask in masks.values()) == kept
+        # Values differ in the last bits between numbers of ranks, so a few entries at the border may change places.
+        assert sum(int((masks[name] != found[0][name]).sum()) for name in found[0]) <= 20
