@@ -94,7 +94,7 @@ def test_the_share_left_follows_the_curve(ranks: Any) -> None:
 
 def test_published_drift_rises_evenly_and_says_what_it_did_not_reach(ranks: Any) -> None:
     job = make_job("global", ranks)
-    search = SearchSpec(pressure="published", check_every=10, threshold_init=-3.0)
+    search = SearchSpec(pressure="published", check_every=10, threshold_init=-3.0, frequency_prior=0, column_prior=0)
     start_thresholds(job.collection, search, COUNTS)
     state, taken = steer(job, search, [0.99, 0.01], steps=50)
     assert state["pressure"] == pytest.approx(50 * PUBLISHED_DRIFT)
