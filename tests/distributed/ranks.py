@@ -71,5 +71,6 @@ def _rank(rank: int, world_size: int, port: int, result: Path, function: Callabl
     temporary = result.with_suffix(".tmp")
     temporary.write_bytes(pickle.dumps(outcome))
     temporary.rename(result)
-    if not outcome[0]:
-        os._exit(1)  # peers may be waiting for this rank; do not wait for them
+    os._exit(
+        0 if outcome[0] else 1
+    )  # as thresher.rank does; and peers that wait for a failed rank must not be waited for
