@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadline_s: float = 120) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadline_s: float = 240) -> list[Any]:
     """What `function(*args)` gives on each rank; the environment is what torchrun would set.
 
     Raises:

@@ -13,6 +13,8 @@ from tests.distributed import jobs
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import run_ranks
 
+pytestmark = pytest.mark.timeout(600)  # the first test of a fixture waits for processes that train for minutes
+
 NAMES = ["dense", "masked", "global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 SHARDINGS = ["table_wise", "row_wise"]
 Losses = dict[tuple[str, str], list[float]]
