@@ -60,10 +60,11 @@ def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | in
     score = evaluate(job, loader)
     name = "baseline" if budget is None else budget_name(budget)
     model = run_dir.baseline if budget is None else run_dir.model(name)
+    trained = rundir.read_json(model / "model.json")
     tables = load(run_dir.tables(name))
     return {
         "model": spec.model.name,
-        "method": rundir.read_json(model / "model.json")["method"],
+        "method": trained["method"],
         "budget": budget,
         "seed": spec.seed,
         "split": split,
@@ -73,5 +74,5 @@ def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | in
         "total_params": sum(table.rows * table.dim for table in tables.tables.values()),
         "table_bytes": tables.table_bytes,
         "total_bytes": tables.total_bytes,
-        "seconds": rundir.read_json(model / rundir.MARKER)["seconds"],
+        "seconds": trained["seconds"],
     }

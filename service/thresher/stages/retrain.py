@@ -14,7 +14,7 @@ from thresher.methods.scheme import MASKS, load_mask, read_scheme
 from thresher.progress import Progress
 from thresher.spec import Spec, TrainSpec, budget_name
 from thresher.stages.frame import building, inputs_of, run_lease
-from thresher.stages.train import loaders
+from thresher.stages.train import loaders, write_model
 from thresher.train import checkpoint
 from thresher.train.build import build
 from thresher.train.group import process_group
@@ -50,10 +50,7 @@ def run(spec: Spec) -> None:
                     trainer = fit(job, training, validation, work / "checkpoints", progress, done_before=number * steps)
                     if ranks.first:
                         rundir.write_json(work / "history.json", trainer.history)
-                        method = read_scheme(scheme)["method"]
-                        rundir.write_json(
-                            work / "model.json", {"step": trainer.best_step, "budget": budget, "method": method}
-                        )
+                        write_model(work, trainer, budget, read_scheme(scheme)["method"])
 
 
 def retrain_spec(spec: Spec) -> TrainSpec:

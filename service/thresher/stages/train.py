@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from thresher import rundir
 from thresher.data.loader import Loader
 from thresher.embedding.representation import Dense
@@ -10,7 +12,7 @@ from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.train.build import build
 from thresher.train.group import Ranks, process_group
-from thresher.train.loop import fit
+from thresher.train.loop import Trainer, fit
 
 
 def run(spec: Spec) -> None:
@@ -28,7 +30,13 @@ def run(spec: Spec) -> None:
                 trainer = fit(job, training, validation, work / "checkpoints", progress)
             if ranks.first:
                 rundir.write_json(work / "history.json", trainer.history)
-                rundir.write_json(work / "model.json", {"step": trainer.best_step, "budget": None, "method": "uniform"})
+                write_model(work, trainer, budget=None, method="uniform")
+
+
+def write_model(work: Path, trainer: Trainer, budget: float | int | None, method: str) -> None:
+    """Say which checkpoint of a finished training is the model, and how it came to be."""
+    model = {"step": trainer.best_step, "budget": budget, "method": method, "seconds": round(trainer.seconds, 3)}
+    rundir.write_json(work / "model.json", model)
 
 
 def loaders(spec: Spec, run_dir: rundir.RunDir, ranks: Ranks) -> tuple[Loader, Loader]:

@@ -27,7 +27,8 @@ from thresher.models.fm import FM
 from thresher.spec import ModelSpec, Spec, TrainSpec
 from thresher.train.group import Ranks
 
-logging.getLogger("torchrec").setLevel(logging.ERROR)
+for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
+    logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class Trainer:
     best_step: int = 0
     best: Score | None = None
     stale: int = 0
+    seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     search: dict[str, Any] = field(default_factory=dict)
 
@@ -56,8 +58,8 @@ def train_step(job: Job, batch: Batch, step: int) -> float:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"step {step}: the loss is {value}; the last checkpoint is finite. Lower train.embedding_learning_rate or "
-            "train.dense_learning_rate, or check the data's numeric fields"
+            f"step {step}: the loss is {value}; the checkpoints before it are finite. Lower "
+            "train.embedding_learning_rate or train.dense_learning_rate, or check the data's numeric fields"
         )
     loss.backward()
     reduce_shared_thresholds(job.collection)
@@ -91,10 +93,11 @@ def fit(
         done_before: steps to add to those that progress shows.
     """
     train = job.train
-    trainer, best_path = Trainer(), None
+    trainer = Trainer()
     found = job.ranks.tell(str(checkpoint.newest(folder) or "") if job.ranks.first else None)
     if found:
         trainer = Trainer.from_json(checkpoint.load(job, Path(found)))
+    began = time.monotonic() - trainer.seconds  # as if it had run without a break
     total = train.epochs * loader.steps_per_epoch
     eval_every = train.eval_every or loader.steps_per_epoch
     checkpoint_every = train.checkpoint_every or eval_every
@@ -127,12 +130,13 @@ def fit(
             if improved or not stop_early:
                 trainer.best, trainer.best_step, save = now, trainer.step, True
         if save:
+            trainer.seconds = time.monotonic() - began
             checkpoint.save(job, folder, trainer.step, asdict(trainer), keep={trainer.best_step})
     if before_step is not None:
         before_step(trainer, loss)
-    best_path = checkpoint.at(folder, trainer.best_step)
     if trainer.best_step != trainer.step:
-        checkpoint.load(job, best_path)
+        checkpoint.load(job, checkpoint.at(folder, trainer.best_step))
+    trainer.seconds = time.monotonic() - began
     return trainer
 
 
