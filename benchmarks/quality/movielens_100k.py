@@ -1,4 +1,4 @@
-"""The demo's pipeline for FM and DeepFM with three seeds: do the retrained models keep the uniform model's AUC?
+"""The demo's pipeline for FM and DeepFM with six seeds: do the retrained models keep the uniform model's AUC?
 
     python -m benchmarks.quality.movielens_100k
 
@@ -18,17 +18,20 @@ from benchmarks._environment import ROOT, environment
 from thresher import pipeline
 from thresher.rundir import read_json
 
-MODELS, SEEDS = ("fm", "deepfm"), (1, 2, 3)
+# FM's few values move slowly at the uniform model's rate: chosen on the validation splits of seeds 1 to 3.
+MODELS = {"fm": ["retrain.embedding_learning_rate=5e-3"], "deepfm": []}
+SEEDS = (1, 2, 3, 11, 12, 13)  # the method was tuned on the first three
 SPEC = Path("specs/movielens_pep.yaml")
 RESULTS = ROOT / "benchmarks" / "results" / "movielens_100k.json"
 
 
 def main() -> None:
     rows: list[dict[str, Any]] = []
-    for model in MODELS:
+    for model, own in MODELS.items():
         for seed in SEEDS:
             run_dir = f"runs/quality/{model}-{seed}"
             overrides = [f"model.name={model}", f"seed={seed}", f"runtime.run_dir={run_dir}", "runtime.ranks=1"]
+            overrides += own
             pipeline.run(SPEC, overrides, "local_cwd")
             rows += read_json(Path(run_dir) / "metrics.json")
     differences = []
@@ -39,16 +42,18 @@ def main() -> None:
         print(f"{model}: uniform, test AUC by seed: {[round(test[None, seed], 4) for seed in SEEDS]}")
         for budget in dict.fromkeys(budget for budget, _ in test if budget is not None):
             change = [test[budget, seed] - test[None, seed] for seed in SEEDS]
+            tuned, fresh = statistics.median(change[:3]), statistics.median(change[3:])
             print(
-                f"{model} at {budget:<5} less uniform, by seed: {[f'{c:+.4f}' for c in change]}"
-                f", median {statistics.median(change):+.4f}"
+                f"{model} at {budget:<5} less uniform, by seed: {' '.join(f'{c:+.4f}' for c in change)}"
+                f"; medians of the first and the last three {tuned:+.4f} {fresh:+.4f}"
             )
             differences.append(
                 {
                     "model": model,
                     "budget": budget,
                     "test_auc_minus_uniform": [round(c, 5) for c in change],
-                    "median": round(statistics.median(change), 5),
+                    "median_of_tuned_seeds": round(tuned, 5),
+                    "median_of_fresh_seeds": round(fresh, 5),
                 }
             )
     where = environment(1, "service", str(SPEC), "benchmarks/quality")
