@@ -91,7 +91,7 @@ def test_what_was_pruned_is_exactly_zero_and_the_rest_is_not(finished: Spec, bud
         return [
             (name, reference.elements(kernel.group.weights, table).numpy())
             for kernel in job.collection.kernels()
-            for table, name in zip(reference.tables_of(kernel.group.rows, kernel.group.dims), kernel.names, strict=True)
+            for table, name, _ in kernel.shards()
         ]
 
     for name, weight in with_model(finished, budget, look):

@@ -46,8 +46,7 @@ def test_two_row_wise_ranks_export_what_they_trained(tmp_path: Path) -> None:
             exported = tables.load(run.tables(name))
             job: Any = load_trained(spec, meta, ranks, run, budget)
             for kernel in job.collection.kernels():
-                parts = reference.tables_of(kernel.group.rows, kernel.group.dims)
-                for part, table in zip(parts, kernel.names, strict=True):
+                for part, table, _ in kernel.shards():
                     ids = np.arange(part.rows)
                     one_hot = exported.fields[table].kind != "multi"
                     found = exported.embed({table: ids if one_hot else (ids, np.arange(part.rows + 1))})[table]

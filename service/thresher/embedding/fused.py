@@ -144,6 +144,11 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         """Each table's shard [N, D], a view of the flat storage."""
         return self.weights
 
+    def shards(self) -> Iterator[tuple[reference.Table, str, int]]:
+        """Each table's place in the group, its name, and the row of the whole table at which the shard begins."""
+        tables = reference.tables_of(self.group.rows, self.group.dims)
+        yield from zip(tables, self.names, self._row_offset, strict=True)
+
     def row_states(self) -> Iterator[tuple[ShardedEmbeddingTable, dict[str, Tensor]]]:
         """What a table's shard holds beside its values: `threshold`, `seen` or `mask`, [N, 1] or [N, D] views."""
         group = self.group

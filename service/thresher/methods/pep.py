@@ -61,9 +61,7 @@ def table_shards(collection: ShardedCollection) -> list[TableShard]:
 
 def _of_kernel(kernel: FusedEmbeddingBag, place: dict[str, int]) -> list[TableShard]:
     group, shards = kernel.group, []
-    for table, name, first_row in zip(
-        reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
-    ):
+    for table, name, first_row in kernel.shards():
         threshold = (
             kernel.shared_thresholds[table.number].detach().view(1, -1)
             if kernel.shared_thresholds

@@ -15,19 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from thresher.rundir import read_json, write_json
+from thresher.tables.format import mask_bytes, unpack_masks
 
 SCHEME = "scheme.json"
 MASKS = "masks.safetensors"
-
-
-def pack(mask_ND: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Bits of a mask [N, D] as bytes [N, ⌈D/8⌉]."""
-    return np.packbits(mask_ND, axis=1, bitorder="little")
-
-
-def unpack(bytes_NK: NDArray[np.uint8], dim: int) -> NDArray[np.bool_]:
-    """A mask [N, dim] from its bytes."""
-    return np.unpackbits(bytes_NK, axis=1, count=dim, bitorder="little").astype(bool)
 
 
 def save_masks(path: Path, packed: dict[str, NDArray[np.uint8]]) -> None:
@@ -47,19 +38,19 @@ def load_mask(path: Path, table: str, dim: int, first_row: int, rows: int) -> ND
             raise ValueError(f"{path}: no mask for table {table}; run prune again")
         part = file.get_slice(table)
         total, width = part.get_shape()
-        if first_row + rows > total or width != (dim + 7) // 8:
+        if first_row + rows > total or width != mask_bytes(dim):
             raise ValueError(
                 f"{path}: mask of {table} is {total} x {width} bytes, but the table needs {first_row + rows} rows of "
                 f"{dim} columns; run prune again on this data and model"
             )
-        return unpack(part[first_row : first_row + rows], dim)
+        return unpack_masks(part[first_row : first_row + rows], dim)
 
 
 def describe(budget: float | int, method: str, packed: dict[str, NDArray[np.uint8]], dim: int) -> dict[str, Any]:
     """The counts of a scheme, in the form of `scheme.json`."""
     tables = {}
     for name, bytes_NK in packed.items():
-        kept_ND = unpack(bytes_NK, dim)
+        kept_ND = unpack_masks(bytes_NK, dim)
         by_row = kept_ND.sum(1)
         tables[name] = {
             "rows": len(kept_ND),

@@ -97,9 +97,7 @@ def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
     own: list[tuple[int, NDArray[np.float32], NDArray[np.bool_] | None]] = []
     for kernel in job.collection.kernels():
         group = kernel.group
-        for part, name, first_row in zip(
-            reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
-        ):
+        for part, name, first_row in kernel.shards():
             if name == table:
                 mask = reference.elements(group.mask, part).cpu().numpy() if group.mask.numel() else None
                 own.append((first_row, reference.elements(group.weights, part).cpu().numpy(), mask))

@@ -64,9 +64,7 @@ def apply_mask(collection: ShardedCollection, masks: Path) -> None:
     """Give each shard its rows of the mask and set what was pruned to 0."""
     for kernel in collection.kernels():
         group = kernel.group
-        for table, name, first_row in zip(
-            reference.tables_of(group.rows, group.dims), kernel.names, kernel._row_offset, strict=True
-        ):
+        for table, name, first_row in kernel.shards():
             mask_ND = torch.from_numpy(load_mask(masks, name, table.dim, first_row, table.rows))
             reference.elements(group.mask, table).copy_(mask_ND)
             reference.elements(group.weights, table).mul_(mask_ND.to(group.weights.device))

@@ -12,11 +12,12 @@ from torch import Tensor
 from thresher import rundir
 from thresher.embedding.representation import SoftThreshold
 from thresher.methods.pep import Pressure, TableShard, start_thresholds
-from thresher.methods.scheme import pack, save_masks
+from thresher.methods.scheme import save_masks
 from thresher.progress import Progress
 from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.stages.train import loaders
+from thresher.tables.format import pack_masks
 from thresher.train.build import build
 from thresher.train.group import Ranks, process_group
 from thresher.train.loop import Trainer, fit
@@ -70,7 +71,9 @@ def run(spec: Spec) -> None:
 
 def _write_masks(work: Path, budget: str, shards: list[TableShard], masks: list[Tensor], ranks: Ranks) -> None:
     """Bring a budget's masks from all ranks to the first, as bits, and write them."""
-    own = [(s.table, s.first_row, s.name, pack(mask.cpu().numpy())) for s, mask in zip(shards, masks, strict=True)]
+    own = [
+        (s.table, s.first_row, s.name, pack_masks(mask.cpu().numpy())) for s, mask in zip(shards, masks, strict=True)
+    ]
     gathered: list[Any] | None = [None] * ranks.world_size if ranks.first else None
     dist.gather_object(own, gathered, dst=0)
     if gathered is None:
