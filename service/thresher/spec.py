@@ -289,8 +289,21 @@ class RuntimeSpec(Section):
     run_dir: str = Field("runs/default", min_length=1, description="folder of everything the job writes")
     ranks: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="processes of a training job, on all nodes")
     device: Literal["cpu", "cuda"] = "cpu"
-    sharding: Literal["auto", "table_wise", "row_wise"] = Field(
-        "auto", description="auto lets TorchRec's planner choose a sharding for each table"
+    sharding: Literal[
+        "auto",
+        "table_wise",
+        "row_wise",
+        "column_wise",
+        "table_row_wise",
+        "table_column_wise",
+        "grid",
+        "data_parallel",
+    ] = Field(
+        "auto",
+        description="auto lets TorchRec's planner choose a sharding for each table. table_row_wise and "
+        "table_column_wise split a table over the ranks of one node, grid its columns over nodes and its rows within "
+        "them; data_parallel holds every table on every rank. Where columns are split there is no granularity feature "
+        "and no rowwise_adagrad",
     )
     timeout_s: Positive = Field(300, description="seconds until a collective without an answer is an error")
 

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadline_s: float = 240) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, per_node: int | None = None, deadline_s: float = 240
+) -> list[Any]:
     """What `function(*args)` gives on each rank; the environment is what torchrun would set.
+
+    With `per_node` the ranks believe that they are on several nodes.
 
     Raises:
         AssertionError: with the failing rank's traceback, or when the deadline has passed.
@@ -27,7 +31,11 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, deadlin
         probe.close()
         results = [Path(folder) / str(rank) for rank in range(world_size)]
         processes = [
-            context.Process(target=_rank, args=(rank, world_size, port, results[rank], function, args), daemon=True)
+            context.Process(
+                target=_rank,
+                args=(rank, world_size, per_node or world_size, port, results[rank], function, args),
+                daemon=True,
+            )
             for rank in range(world_size)
         ]
         for process in processes:
@@ -54,14 +62,16 @@ def _failures(results: list[Path]) -> list[str]:
     return [text for ok, text in outcomes if not ok]
 
 
-def _rank(rank: int, world_size: int, port: int, result: Path, function: Callable[..., Any], args: Any) -> None:
+def _rank(
+    rank: int, world_size: int, per_node: int, port: int, result: Path, function: Callable[..., Any], args: Any
+) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
-        LOCAL_RANK=str(rank),
+        LOCAL_RANK=str(rank % per_node),
         WORLD_SIZE=str(world_size),
-        LOCAL_WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(per_node),
         OMP_NUM_THREADS="1",
     )
     try:

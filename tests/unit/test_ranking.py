@@ -25,7 +25,7 @@ def group() -> Iterator[None]:
 
 
 def shard(keys: Tensor, table: int, first_row: int) -> RankedShard:
-    return RankedShard(table, first_row, len(keys), lambda start, stop: keys[start:stop])
+    return RankedShard(table, first_row, 0, len(keys), lambda start, stop: keys[start:stop])
 
 
 def expected(tables: list[Tensor], k: int) -> list[Tensor]:

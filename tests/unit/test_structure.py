@@ -7,10 +7,14 @@ import inspect
 from pathlib import Path
 
 import pytest
+from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
+from torchrec.distributed.sharding.dp_sharding import BaseDpEmbeddingSharding
 
-from thresher.embedding import sharding
+from thresher.embedding import planning, replicated, sharding
 
 PACKAGE = Path(__file__).parents[2] / "service" / "thresher"
 
@@ -67,6 +71,19 @@ HOOKS = [
     (ShardedEmbeddingBagCollection, "sharded_parameter_names", ["self", "prefix"]),
     (ShardedEmbeddingBagCollection, "create_grouped_sharding_infos", ["module", "table_name_to_parameter_sharding",
         "prefix", "fused_params", "suffix"]),
+    (ShardedEmbeddingBagCollection, "create_embedding_bag_sharding", ["sharding_infos", "env", "device",
+        "permute_embeddings", "qcomm_codecs_registry"]),
+    (ShardedEmbeddingBagCollection, "_pre_load_state_dict_hook", ["self", "state_dict", "prefix", "args"]),
+    (BaseDpEmbeddingSharding, "__init__", ["self", "sharding_infos", "env", "device"]),
+    (BaseDpEmbeddingSharding, "create_input_dist", ["self", "device"]),
+    (BaseDpEmbeddingSharding, "create_output_dist", ["self", "device"]),
+    (BaseDpEmbeddingSharding, "create_lookup", ["self", "device", "fused_params", "feature_processor"]),
+    (BaseBatchedEmbeddingBag, "state_dict", ["self", "destination", "prefix", "keep_vars"]),
+    (EmbeddingEnumerator, "__init__", ["self", "topology", "batch_size", "constraints", "estimator",
+        "use_exact_enumerate_order"]),
+    (EmbeddingEnumerator, "_filter_sharding_types", ["self", "name", "allowed_sharding_types", "sharder_key"]),
+    (EmbeddingEnumerator, "populate_estimates", ["self", "sharding_options"]),
+    (EmbeddingStorageEstimator, "estimate", ["self", "sharding_options", "sharder_data_map"]),
     (EmbeddingBagCollectionSharder, "shard", ["self", "module", "params", "env", "device", "module_fqn"]),
     (EmbeddingBagCollectionSharder, "sharding_types", ["self", "compute_device_type"]),
     (EmbeddingBagCollectionSharder, "compute_kernels", ["self", "sharding_type", "compute_device_type"]),
@@ -80,7 +97,15 @@ def test_torchrec_has_the_hooks(owner: type, name: str, parameters: list[str]) -
 
 def test_every_override_is_guarded() -> None:
     guarded = {name for _, name, _ in HOOKS}
-    ours = (sharding._Lookup, sharding.ShardedCollection, sharding.Sharder)
+    ours = (
+        sharding._Lookup,
+        sharding.ShardedCollection,
+        sharding.Sharder,
+        replicated._ReplicatedLookup,
+        replicated.ReplicatedSharding,
+        planning.Enumerator,
+        planning.StorageEstimator,
+    )
     for cls in ours:
         for name, member in vars(cls).items():
             inherited = any(hasattr(base, name) for base in cls.__mro__[1:-1])

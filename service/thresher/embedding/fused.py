@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor, nn
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingTable
 from torchrec.distributed.types import ShardingType
@@ -21,52 +20,38 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from thresher.embedding.initial import fill_uniform
 from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
+from thresher.embedding.state import state_of
 from thresher.kernels import reference
 from thresher.kernels.ops import STATES, Group, Shared
 
 KERNEL = "thresher"  # key of our TableKernel in TorchRec's fused_params
 
 
-def sharded_like(
-    values: ShardedTensorMetadata,
-    width: int,
-    dtype: torch.dtype,
-    local: Tensor | None,
-    own: ShardMetadata | None,
-    pg: dist.ProcessGroup | None,
-) -> ShardedTensor:
-    """Some state of a table as a whole, sharded like its values.
+@dataclass(frozen=True)
+class TablePart:
+    """A shard in its group and in the whole table.
 
-    Args:
-        values: how the values [rows, columns] are sharded.
-        width: columns of the state: as many as the values have, or 1 for one value a row.
-        dtype: of the state.
-        local: this rank's part, if it has one.
-        own: where in the values that part lies.
-        pg: process group of the sharding.
+    Attributes:
+        table: where it lies in the group's flat tensors.
+        name: of the table.
+        first_row: row of the whole table at which the shard begins.
+        first_column: column of the whole table at which the shard begins.
+        columns: of the whole table.
+        counted: whether this rank speaks for the shard: of a table that every rank holds only the first does.
     """
-    metadata, own = copy.deepcopy((values, own))  # TorchRec's metadata shares its parts with the plan
-    if width != metadata.size[1]:
-        for shard in [*metadata.shards_metadata, *([own] if own else [])]:
-            shard.shard_sizes, shard.shard_offsets = [shard.shard_sizes[0], 1], [shard.shard_offsets[0], 0]
-        metadata.size = torch.Size([metadata.size[0], 1])
-    metadata.tensor_properties = TensorProperties(dtype=dtype)
-    shards = [] if local is None or own is None else [Shard(local, own)]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, sharded_tensor_metadata=metadata, process_group=pg
-    )
 
-
-def shard_of(local: Tensor, table: ShardedEmbeddingTable, pg: dist.ProcessGroup | None) -> ShardedTensor:
-    """Some state of this rank's rows [local rows, columns or 1] as a part of the whole table's."""
-    assert table.global_metadata is not None
-    assert table.local_metadata is not None
-    width = 1 if local.shape[1] != table.local_cols else table.embedding_dim
-    return sharded_like(table.global_metadata, width, local.dtype, local, table.local_metadata, pg)
+    table: reference.Table
+    name: str
+    first_row: int
+    first_column: int
+    columns: int
+    counted: bool
 
 
 class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
     """The shards of a rank that share representation, optimizer and pooling, in one group of flat tensors."""
+
+    _counted = True
 
     def __init__(
         self,
@@ -117,11 +102,11 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         )
         self.weights = [reference.elements(self.group.weights, table) for table in tables]
         self.shared_thresholds: list[nn.Parameter] = []  # the collection's own replicated parameters, a table each
-        self._param_per_table = {}
+        self._param_per_table: dict[str, nn.Parameter] = {}
         for name, weight in zip(self.names, self.weights, strict=True):
             parameter = nn.Parameter(weight)
             parameter._in_backward_optimizers = [EmptyFusedOptimizer()]  # type: ignore[attr-defined]
-            self._param_per_table[name] = parameter
+            self._param_per_table.setdefault(name, parameter)  # one stands for all blocks of columns that it has
         self._fused_optimizer = _RowOptimizer(self, tables, pg)
         self.init_parameters()
 
@@ -144,10 +129,21 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         """Each table's shard [N, D], a view of the flat storage."""
         return self.weights
 
-    def shards(self) -> Iterator[tuple[reference.Table, str, int]]:
-        """Each table's place in the group, its name, and the row of the whole table at which the shard begins."""
-        tables = reference.tables_of(self.group.rows, self.group.dims)
-        yield from zip(tables, self.names, self._row_offset, strict=True)
+    def parts(self) -> Iterator[TablePart]:
+        """The shards, in the order of the group."""
+        for table, shard, first_row, first_column in zip(
+            reference.tables_of(self.group.rows, self.group.dims),
+            self._config.embedding_tables,
+            self._row_offset,
+            self._col_offset,
+            strict=True,
+        ):
+            yield TablePart(table, shard.name, first_row, first_column, shard.embedding_dim, self._counted)
+
+    def shared_of(self, part: TablePart) -> Tensor:
+        """The replicated thresholds of a shard, [1] or one for each of its columns."""
+        s = self.shared_thresholds[part.table.number]
+        return s.narrow(0, part.first_column, part.table.dim) if self.group.shared == Shared.COLUMN else s
 
     def row_states(self) -> Iterator[tuple[ShardedEmbeddingTable, dict[str, Tensor]]]:
         """What a table's shard holds beside its values: `threshold`, `seen` or `mask`, [N, 1] or [N, D] views."""
@@ -175,8 +171,11 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         """Pooled vectors [B, Σ D] of this rank's features."""
         if vbe_output is not None or vbe_output_offsets is not None or features.variable_stride_per_key():
             raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
-        shared = torch.cat([s.view(-1) for s in self.shared_thresholds]) if self.shared_thresholds else None
-        return self.group.lookup(features.values().long(), features.offsets().long(), shared)
+        shared = torch.cat([self.shared_of(part) for part in self.parts()]) if self.shared_thresholds else None
+        return self._lookup(features.values().long(), features.offsets().long(), shared)
+
+    def _lookup(self, indices: Tensor, offsets: Tensor, shared: Tensor | None) -> Tensor:
+        return self.group.lookup(indices, offsets, shared)
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -200,20 +199,23 @@ class _RowOptimizer(FusedOptimizer):
     def __init__(self, kernel: FusedEmbeddingBag, tables: list[reference.Table], pg: dist.ProcessGroup | None) -> None:
         self._group = group = kernel.group
         names = STATES[group.optimizer]
-        params: dict[str, ShardedTensor] = {}
-        state: dict[ShardedTensor, dict[str, Any]] = {}
-        for table, shard, weight in zip(tables, kernel.config.embedding_tables, kernel.weights, strict=True):
-            param = params[f"{shard.name}.weight"] = shard_of(weight, shard, pg)
-            entries: dict[str, Any] = {f"{shard.name}.step": group.step}
+        params: dict[str, Tensor | ShardedTensor] = {}
+        state: dict[Tensor | ShardedTensor, dict[str, Any]] = {}
+        shards = zip(kernel.config.embedding_tables, tables, kernel.weights, strict=True)
+        for table, group_of in groupby(shards, key=lambda shard: shard[0].name):  # blocks of columns lie side by side
+            blocks = list(group_of)
+
+            def whole(flat: Tensor, one_a_row: bool, blocks: Sequence[Any] = blocks) -> Tensor | ShardedTensor:
+                view = reference.per_row if one_a_row else reference.elements
+                return state_of([(shard, view(flat, place)) for shard, place, _ in blocks], one_a_row, pg)
+
+            entries: dict[str, Any] = {f"{table}.step": group.step}
             for (name, one_a_row), flat in zip(names, group.weight_states, strict=True):
-                view = reference.per_row(flat, table) if one_a_row else reference.elements(flat, table)
-                entries[f"{shard.name}.{name}"] = shard_of(view, shard, pg)
-            for (name, one_a_row), flat in zip(
-                names if group.threshold_states else (), group.threshold_states, strict=True
-            ):
-                one_a_row = one_a_row or group.shared == Shared.ROW
-                view = reference.per_row(flat, table) if one_a_row else reference.elements(flat, table)
-                entries[f"{shard.name}.threshold_{name}"] = shard_of(view, shard, pg)
+                entries[f"{table}.{name}"] = whole(flat, one_a_row)
+            if group.threshold_states:
+                for (name, one_a_row), flat in zip(names, group.threshold_states, strict=True):
+                    entries[f"{table}.threshold_{name}"] = whole(flat, one_a_row or group.shared == Shared.ROW)
+            param = params[f"{table}.weight"] = state_of([(s, w) for s, _, w in blocks], False, pg)
             state[param] = entries
         super().__init__(params, state, [{"params": list(params.values()), "lr": group.learning_rate}])
 

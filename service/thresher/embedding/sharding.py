@@ -8,7 +8,7 @@ follow torchrec 1.8; a test guards the signatures.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,13 +16,22 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
-from torchrec.distributed.embedding_types import BaseEmbeddingSharder, EmbeddingComputeKernel, GroupedEmbeddingConfig
+from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    EmbeddingComputeKernel,
+    GroupedEmbeddingConfig,
+    ShardedEmbeddingTable,
+)
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
-from thresher.embedding.fused import KERNEL, FusedEmbeddingBag, shard_of, sharded_like
+from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
+from thresher.embedding.replicated import ReplicatedSharding
 from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
+from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
+from thresher.embedding.state import own_parts, sharded_like
 from thresher.kernels.ops import Shared
 
 
@@ -43,12 +52,18 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
     """A rank's part of an `EmbeddingBagCollection`.
 
     In its state dict each table has `weight` and, by its representation, `threshold`, `seen` and `mask`, sharded like
-    the weight; thresholds shared by tables or columns are the replicated parameters `shared_thresholds.*`.
+    the weight, or plain tensors where every rank holds the table; thresholds shared by tables or columns are the
+    replicated parameters `shared_thresholds.*`.
     """
 
-    def __init__(self, module: EmbeddingBagCollection, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, module: EmbeddingBagCollection, plan: dict[str, ParameterSharding], *args: Any, **kwargs: Any
+    ) -> None:
+        for name, parameter in plan.items():
+            if problem := refusal(module.representation, module.optimizer, parameter.sharding_type):
+                raise ValueError(f"table {name}, sharding {parameter.sharding_type}: {problem}")
         self._representation = module.representation  # read by the hooks that super().__init__ calls
-        super().__init__(module, *args, **kwargs)
+        super().__init__(module, plan, *args, **kwargs)
         self.shared_thresholds = nn.ParameterDict()
         if isinstance(module.representation, SoftThreshold) and module.representation.replicated:
             self._share_thresholds(module.representation)
@@ -79,20 +94,46 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 info.fused_params = {KERNEL: kernel}
         return infos
 
+    @classmethod
+    def create_embedding_bag_sharding(
+        cls,
+        sharding_infos: list[EmbeddingShardingInfo],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        permute_embeddings: bool = False,
+        qcomm_codecs_registry: Any = None,
+    ) -> Any:
+        """TorchRec's sharding, but for tables that every rank holds: TorchRec would wrap those in DDP."""
+        if sharding_infos[0].param_sharding.sharding_type == ShardingType.DATA_PARALLEL.value:
+            return ReplicatedSharding(sharding_infos, env, device)
+        return super().create_embedding_bag_sharding(
+            sharding_infos, env, device, permute_embeddings, qcomm_codecs_registry
+        )
+
     def _create_lookups(self) -> None:
-        for sharding in self._embedding_shardings:
-            sharding_type = (
-                ShardingType.ROW_WISE if "Rw" in type(sharding).__name__ else None
-            )  # row-wise mean pooling divides after the ranks' sums were added
+        for kind, sharding in zip(self._sharding_types, self._embedding_shardings, strict=True):
+            if isinstance(sharding, ReplicatedSharding):
+                self._lookups.append(sharding.create_lookup(self._device))
+                continue
+            grid = kind == ShardingType.GRID_SHARD.value
+            if grid:  # TorchRec does it for row-wise and table-row-wise tables only
+                self._divide_means(kind)
             self._lookups.append(
                 _Lookup(
-                    sharding._grouped_embedding_configs,
+                    sharding._grouped_embedding_configs_per_rank[self._env.rank],
                     pg=sharding._pg,
                     device=self._device,
-                    sharding_type=sharding_type,
+                    # where rows are split, mean pooling divides after the ranks' sums were added
+                    sharding_type=ShardingType.ROW_WISE if grid or kind in ROW_SPLIT else None,
                     env=self._env,
                 )
             )
+
+    def _divide_means(self, kind: str) -> None:
+        """Have TorchRec divide the tables of a sharding type by the lengths of their bags after the ranks' sums."""
+        for config in self._embedding_bag_configs:
+            if self.module_sharding_plan[config.name].sharding_type == kind:
+                self._pooling_type_to_rs_features[config.pooling.value].extend(config.feature_names)
 
     def input_dist(self, ctx: Any, features: Any) -> Any:
         """Send each id to the rank that has its row."""
@@ -112,35 +153,65 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
         super()._initialize_torch_state(skip_registering)
-        self._row_states: dict[str, ShardedTensor] = {}
-        local = {shard.name: (shard, states) for kernel in self.kernels() for shard, states in kernel.row_states()}
+        pg = self._env.process_group
+        # What stands in a state dict for each key, and the tensors of this rank that it fills.
+        self._sharded: dict[str, tuple[ShardedTensor, list[Tensor]]] = {
+            f"embedding_bags.{name}.weight": (whole, own_parts(whole))
+            for name, whole in self._model_parallel_name_to_sharded_tensor.items()
+        }
+        local: dict[tuple[str, str], list[tuple[ShardedEmbeddingTable, Tensor]]] = {}
+        for kernel in self.kernels():
+            for shard, states in kernel.row_states():
+                for name, tensor in states.items():
+                    local.setdefault((shard.name, name), []).append((shard, tensor))
         for config in self._embedding_bag_configs:
-            for name, (dtype, width) in self._expected_states(config.embedding_dim).items():
-                key = f"embedding_bags.{config.name}.{name}"
-                if config.name in local:
-                    shard, states = local[config.name]
-                    self._row_states[key] = shard_of(states[name], shard, self._env.process_group)
-                    tensor = states[name]
-                else:
-                    spec = self.module_sharding_plan[config.name].sharding_spec
-                    assert spec is not None
-                    size = torch.Size([config.num_embeddings, config.embedding_dim])
-                    whole = spec.build_metadata(size, TensorProperties(dtype=dtype))
-                    self._row_states[key] = sharded_like(whole, width, dtype, None, None, self._env.process_group)
-                    tensor = torch.empty(0, dtype=dtype, device=self._device)
-                self.embedding_bags[config.name].register_buffer(name, tensor)
+            for name, (dtype, one_a_row) in self._expected_states().items():
+                parts = local.get((config.name, name), [])
+                tensors = [tensor for _, tensor in parts] or [torch.empty(0, dtype=dtype, device=self._device)]
+                self.embedding_bags[config.name].register_buffer(name, tensors[0])
+                spec = self.module_sharding_plan[config.name].sharding_spec
+                if spec is None:  # every rank holds the table, so the buffer stands in the state dict as it is
+                    continue
+                size = torch.Size([config.num_embeddings, config.embedding_dim])
+                values = spec.build_metadata(size, TensorProperties(dtype=dtype))
+                own = [(shard.local_metadata, tensor) for shard, tensor in parts]
+                whole = sharded_like(values, one_a_row, dtype, own, pg)
+                self._sharded[f"embedding_bags.{config.name}.{name}"] = whole, tensors if parts else []
         if not skip_registering:
-            self._register_state_dict_hook(_give_row_states)
-            self._register_load_state_dict_pre_hook(_take_row_states, with_module=True)
+            self._register_state_dict_hook(_give_sharded)
 
-    def _expected_states(self, dim: int) -> dict[str, tuple[torch.dtype, int]]:
-        """Names, dtypes and widths of what each table has beside its values, also where a rank has no shard of it."""
+    @staticmethod
+    def _pre_load_state_dict_hook(self: ShardedCollection, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Fill this rank's shards; nn.Module then finds its own tensors in their place, and copies them to themselves.
+
+        TorchRec's hook puts blocks of columns together, which must be equally wide for it.
+
+        Raises:
+            ValueError: if a table comes in other parts than it has here.
+        """
+        for key, (whole, tensors) in self._sharded.items():
+            value = state_dict.get(prefix + key)
+            if not isinstance(value, ShardedTensor):
+                continue
+            parts = own_parts(value)
+            if len(parts) != len(whole.local_shards()):
+                raise ValueError(
+                    f"{key}: {len(parts)} parts came for the {len(whole.local_shards())} that this rank holds; load it "
+                    "with torch.distributed.checkpoint, which fits it to another sharding"
+                )
+            for number, tensor in enumerate(tensors):  # one value a row comes once for all blocks of columns
+                tensor.copy_(parts[min(number, len(parts) - 1)])
+            table, name = key.rsplit(".", 1)
+            state_dict[prefix + key] = getattr(self.get_submodule(table), name)
+
+    def _expected_states(self) -> dict[str, tuple[torch.dtype, bool]]:
+        """What each table has beside its values, also where a rank has no shard: dtype, and whether one value a row."""
         if isinstance(self._representation, SoftThreshold):
-            seen = {"seen": (torch.bool, 1)}
+            seen = {"seen": (torch.bool, True)}
             if self._representation.replicated:
                 return seen
-            return {"threshold": (torch.float32, 1 if self._representation.shared == Shared.ROW else dim)} | seen
-        return {"mask": (torch.bool, dim)} if isinstance(self._representation, Masked) else {}
+            return {"threshold": (torch.float32, self._representation.shared == Shared.ROW)} | seen
+        return {"mask": (torch.bool, False)} if isinstance(self._representation, Masked) else {}
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """All of its parameters and buffers: DDP must neither broadcast nor reduce any of them."""
@@ -149,23 +220,17 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             yield name
 
 
-def _give_row_states(module: ShardedCollection, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for key, sharded in module._row_states.items():
-        state[prefix + key] = sharded
-
-
-def _take_row_states(module: ShardedCollection, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in module._row_states:
-        value = state.get(prefix + key)
-        if isinstance(value, ShardedTensor):
-            shards = value.local_shards()
-            state[prefix + key] = shards[0].tensor if shards else torch.empty(0, dtype=value.dtype)
+def _give_sharded(module: ShardedCollection, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for key, (whole, _tensors) in module._sharded.items():
+        state[prefix + key] = whole
 
 
 class Sharder(EmbeddingBagCollectionSharder):
-    """Shards `EmbeddingBagCollection` for DistributedModelParallel: table-wise and row-wise."""
+    """Shards `EmbeddingBagCollection` for DistributedModelParallel.
 
-    SHARDING_TYPES: ClassVar[list[str]] = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
+    Not every table may have every sharding type: `thresher.embedding.sharding_types` says which, and
+    `thresher.embedding.planning` has a planner that keeps to it.
+    """
 
     def __init__(self) -> None:
         BaseEmbeddingSharder.__init__(self)
@@ -182,9 +247,9 @@ class Sharder(EmbeddingBagCollectionSharder):
         return ShardedCollection(module, params, env, device=device, module_fqn=module_fqn)
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """What the planner may choose from."""
+        """What a planner may choose from, as far as the sharder knows without a table."""
         del compute_device_type
-        return self.SHARDING_TYPES
+        return list(SHARDING_TYPES)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         """Always `fused`, the name under which our kernel stands."""

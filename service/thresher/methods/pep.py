@@ -25,7 +25,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thresher.embedding.fused import FusedEmbeddingBag
+from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.sharding import ShardedCollection
 from thresher.kernels import reference
 from thresher.methods.ranking import RankedShard, select_largest
@@ -37,11 +37,13 @@ _SAMPLE = 1 << 20  # entries over all ranks that a count looks at
 
 @dataclass(frozen=True)
 class TableShard:
-    """A rank's rows of one table with what decides about their entries."""
+    """A rank's part of one table with what decides about its entries."""
 
     name: str
     table: int
     first_row: int
+    first_column: int
+    columns: int  # of the whole table
     weight_ND: Tensor
     threshold: Tensor  # s as [1, 1], [1, D], [N, 1] or [N, D]
     seen_N1: Tensor
@@ -53,31 +55,39 @@ class TableShard:
         return margin.masked_fill(~self.seen_N1[start:stop], -math.inf)
 
 
-def table_shards(collection: ShardedCollection) -> list[TableShard]:
-    """This rank's shards, for a collection with learned thresholds."""
+def table_shards(collection: ShardedCollection, replicas: bool = False) -> list[TableShard]:
+    """This rank's shards, for a collection with learned thresholds.
+
+    Args:
+        collection: the tables.
+        replicas: also give the tables that every rank holds where this rank is not the one that speaks for them.
+    """
     place = {name: number for number, name in enumerate(collection._table_names)}
-    return [shard for kernel in collection.kernels() for shard in _of_kernel(kernel, place)]
+    return [
+        _shard(kernel, part, place[part.name])
+        for kernel in collection.kernels()
+        for part in kernel.parts()
+        if part.counted or replicas
+    ]
 
 
-def _of_kernel(kernel: FusedEmbeddingBag, place: dict[str, int]) -> list[TableShard]:
-    group, shards = kernel.group, []
-    for table, name, first_row in kernel.shards():
-        threshold = (
-            kernel.shared_thresholds[table.number].detach().view(1, -1)
-            if kernel.shared_thresholds
-            else reference.thresholds_of(group.thresholds, table, group.shared)
-        )
-        shards.append(
-            TableShard(
-                name=name,
-                table=place[name],
-                first_row=first_row,
-                weight_ND=reference.elements(group.weights, table),
-                threshold=threshold,
-                seen_N1=reference.per_row(group.seen, table),
-            )
-        )
-    return shards
+def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard:
+    group = kernel.group
+    threshold = (
+        kernel.shared_of(part).detach().view(1, -1)
+        if kernel.shared_thresholds
+        else reference.thresholds_of(group.thresholds, part.table, group.shared)
+    )
+    return TableShard(
+        name=part.name,
+        table=table,
+        first_row=part.first_row,
+        first_column=part.first_column,
+        columns=part.columns,
+        weight_ND=reference.elements(group.weights, part.table),
+        threshold=threshold,
+        seen_N1=reference.per_row(group.seen, part.table),
+    )
 
 
 def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Tensor]:
@@ -87,7 +97,11 @@ def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Te
         return lambda start, stop: shard.margins(start, stop, pressure)
 
     return select_largest(
-        [RankedShard(shard.table, shard.first_row, shard.weight_ND.shape[0], keys(shard)) for shard in shards], kept
+        [
+            RankedShard(shard.table, shard.first_row, shard.first_column, shard.weight_ND.shape[0], keys(shard))
+            for shard in shards
+        ],
+        kept,
     )
 
 
@@ -104,15 +118,22 @@ def start_thresholds(
     """
     logs = {name: np.log1p(count) for name, count in counts.items()}
     mean = sum(log.sum() for log in logs.values()) / sum(log.size for log in logs.values())
-    for shard in table_shards(collection):
+    for parameter in collection.shared_thresholds.values():  # also those of tables that other ranks hold
+        parameter.copy_(spec.threshold_init + _column_prior(spec, 0, parameter.numel(), parameter.numel()))
+    if collection.shared_thresholds:
+        return
+    for shard in table_shards(collection, replicas=True):
         rows, width = shard.threshold.shape
-        s = torch.full((rows, width), spec.threshold_init)
-        if spec.granularity in ("feature", "feature_dimension"):
-            own = logs[shard.name][shard.first_row : shard.first_row + rows]
-            s -= spec.frequency_prior * torch.from_numpy(own - mean).float().unsqueeze(1)
-        if width > 1:
-            s += spec.column_prior * (torch.arange(width) / (width - 1) - 0.5)
+        own = logs[shard.name][shard.first_row : shard.first_row + rows]
+        s = spec.threshold_init - spec.frequency_prior * torch.from_numpy(own - mean).float().unsqueeze(1)
+        if width == shard.weight_ND.shape[1]:
+            s = s + _column_prior(spec, shard.first_column, width, shard.columns)
         shard.threshold.copy_(s)
+
+
+def _column_prior(spec: SearchSpec, first: int, width: int, columns: int) -> Tensor:
+    """By how much s starts higher in some of a table's columns."""
+    return spec.column_prior * (torch.arange(first, first + width) / max(columns - 1, 1) - 0.5 * (columns > 1))
 
 
 class Pressure:

@@ -2,7 +2,8 @@
 
 The budget is met to the parameter whatever the number of ranks and the sharding: the k-th largest key is found by
 a radix select over histograms that are summed over the ranks, and equal keys are taken in the order of table, row
-and column. Keys are made a chunk at a time, so nothing as large as a table is held beside the tables.
+and column (where columns are split: of table, block of rows, block of columns, row and column). Keys are made a chunk
+at a time, so nothing as large as a table is held beside the tables.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ class RankedShard:
     Attributes:
         table: place of the table among all tables.
         first_row: row of the whole table at which the shard begins.
+        first_column: column of the whole table at which the shard begins.
         rows: rows of the shard.
         keys: float32 keys [r, D] of the rows from one to before another; −inf ranks last, NaN is not allowed.
     """
 
     table: int
     first_row: int
+    first_column: int
     rows: int
     keys: Callable[[int, int], Tensor]
 
@@ -103,9 +106,9 @@ def _bin_of_kth(
 
 
 def _equal_before(shards: Sequence[RankedShard], equal: Sequence[int]) -> list[int]:
-    """For each shard, the entries equal to the k-th key that stand before it in the order of table and row."""
-    own = [(shard.table, shard.first_row, count) for shard, count in zip(shards, equal, strict=True)]
-    gathered: list[list[tuple[int, int, int]]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, own)
+    """For each shard, the entries equal to the k-th key in the shards before it."""
+    places = [(shard.table, shard.first_row, shard.first_column) for shard in shards]
+    gathered: list[list[tuple[tuple[int, int, int], int]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, list(zip(places, equal, strict=True)))
     everywhere = [entry for entries in gathered for entry in entries]
-    return [sum(c for t, r, c in everywhere if (t, r) < (shard.table, shard.first_row)) for shard in shards]
+    return [sum(count for other, count in everywhere if other < place) for place in places]

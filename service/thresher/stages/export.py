@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +94,42 @@ def _write(
 
 
 def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
-    """A table's rows in order, on the first rank; the other ranks send theirs and get nothing of use."""
-    own: list[tuple[int, NDArray[np.float32], NDArray[np.bool_] | None]] = []
+    """A table's rows in order, on the first rank; the other ranks send theirs and get nothing."""
+    own: dict[tuple[int, int], tuple[NDArray[np.float32], NDArray[np.bool_] | None]] = {}
     for kernel in job.collection.kernels():
         group = kernel.group
-        for part, name, first_row in kernel.shards():
-            if name == table:
-                mask = reference.elements(group.mask, part).cpu().numpy() if group.mask.numel() else None
-                own.append((first_row, reference.elements(group.weights, part).cpu().numpy(), mask))
-    spans: list[list[tuple[int, int]]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(spans, [(first, len(values)) for first, values, _ in own])
-    in_order = sorted((first, count, rank) for rank, parts in enumerate(spans) for first, count in parts)
-    for first, count, owner in in_order:
-        mine = next((part for part in own if part[0] == first), None) if owner == ranks.rank else None
+        for part in kernel.parts():
+            if part.name == table and part.counted:
+                mask = reference.elements(group.mask, part.table).cpu().numpy() if group.mask.numel() else None
+                values = reference.elements(group.weights, part.table).cpu().numpy()
+                own[part.first_row, part.first_column] = values, mask
+    spans: list[list[tuple[int, int, int]]] = [[] for _ in range(ranks.world_size)]
+    dist.all_gather_object(spans, [(row, len(values), column) for (row, column), (values, _) in own.items()])
+    in_order = sorted((*span, rank) for rank, parts in enumerate(spans) for span in parts)
+    for (first, count), blocks in groupby(in_order, key=lambda span: span[:2]):
+        owners = [(column, owner) for _, _, column, owner in blocks]
         for start in range(0, count, _CHUNK_ROWS):
-            rows: Rows | None = None
-            if mine is not None:
-                _, values, mask = mine
-                stop = start + _CHUNK_ROWS
-                rows = values[start:stop], None if mask is None else mask[start:stop]
-            yield _to_first(rows, owner, ranks)
+            rows = slice(start, start + _CHUNK_ROWS)
+            found = [_to_first(_cut(own.get((first, column)), rows), owner, ranks) for column, owner in owners]
+            if ranks.first:
+                yield _beside(found)
+
+
+def _cut(part: Rows | None, rows: slice) -> Rows | None:
+    """Some rows of a part, where this rank has it."""
+    if part is None:
+        return None
+    values, mask = part
+    return values[rows], None if mask is None else mask[rows]
+
+
+def _beside(blocks: list[Rows]) -> Rows:
+    """Rows from blocks of their columns."""
+    if len(blocks) == 1:
+        return blocks[0]
+    masks = [mask for _, mask in blocks if mask is not None]
+    values = np.concatenate([values for values, _ in blocks], axis=1)
+    return values, np.concatenate(masks, axis=1) if masks else None
 
 
 def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:

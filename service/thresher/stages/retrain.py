@@ -61,10 +61,11 @@ def retrain_spec(spec: Spec) -> TrainSpec:
 
 @torch.no_grad()
 def apply_mask(collection: ShardedCollection, masks: Path) -> None:
-    """Give each shard its rows of the mask and set what was pruned to 0."""
+    """Give each shard its part of the mask and set what was pruned to 0."""
     for kernel in collection.kernels():
         group = kernel.group
-        for table, name, first_row in kernel.shards():
-            mask_ND = torch.from_numpy(load_mask(masks, name, table.dim, first_row, table.rows))
-            reference.elements(group.mask, table).copy_(mask_ND)
-            reference.elements(group.weights, table).mul_(mask_ND.to(group.weights.device))
+        for part in kernel.parts():
+            rows, columns = part.table.rows, slice(part.first_column, part.first_column + part.table.dim)
+            mask_ND = torch.from_numpy(load_mask(masks, part.name, part.columns, part.first_row, rows)[:, columns])
+            reference.elements(group.mask, part.table).copy_(mask_ND)
+            reference.elements(group.weights, part.table).mul_(mask_ND.to(group.weights.device))

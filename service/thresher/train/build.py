@@ -10,15 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.planning import make_plan
 from thresher.embedding.representation import Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.kernels.ops import Optimizer
@@ -116,18 +113,17 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], nume
     return DeepFM(embeddings, fields, numeric, spec.dim, spec.hidden, spec.dropout)
 
 
-def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> Any:
-    """Every rank makes the same plan by itself: a planner that fails on one rank would leave the others waiting."""
-    types = Sharder.SHARDING_TYPES if spec.runtime.sharding == "auto" else [spec.runtime.sharding]
-    constraint = ParameterConstraints(sharding_types=types, compute_kernels=[EmbeddingComputeKernel.FUSED.value])
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=ranks.world_size, compute_device=ranks.device.type),
+def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
+    names = {"auto": None, "grid": ShardingType.GRID_SHARD.value}  # the others are TorchRec's own
+    return make_plan(
+        model,
+        collection,
+        names.get(spec.runtime.sharding, spec.runtime.sharding),
+        world_size=ranks.world_size,
+        local_world_size=ranks.local_world_size,
+        device_type=ranks.device.type,
         batch_size=spec.train.batch_size // ranks.world_size,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),  # for the dense part and buffers
-        constraints={config.name: constraint for config in collection.embedding_bag_configs()},
-        debug=False,
     )
-    return planner.plan(model, [Sharder()])
 
 
 def _optimizer(

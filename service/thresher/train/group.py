@@ -22,6 +22,7 @@ class Ranks:
 
     rank: int
     world_size: int
+    local_world_size: int
     device: torch.device
 
     @property
@@ -45,9 +46,14 @@ def process_group(spec: Spec) -> Iterator[Ranks]:
     """Join the ranks that torchrun started; without torchrun, be a job of one.
 
     Raises:
-        ValueError: if the device is not there, or the batch cannot be shared evenly.
+        ValueError: if the device is not there, or batch or ranks cannot be shared evenly.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    if world_size % local_world_size:
+        raise ValueError(
+            f"{world_size} ranks are not a multiple of the {local_world_size} on this node; start equally many"
+        )
     if spec.train.batch_size % world_size:
         raise ValueError(
             f"train.batch_size {spec.train.batch_size} must be a multiple of the {world_size} ranks that were started"
@@ -72,6 +78,6 @@ def process_group(spec: Spec) -> Iterator[Ranks]:
             # Raised inside torch and torchrec, by calls that we have no part in.
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch(rec)?\.")
             warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(rec)?\.")
-            yield Ranks(rank, world_size, device)
+            yield Ranks(rank, world_size, local_world_size, device)
     finally:
         dist.destroy_process_group()
