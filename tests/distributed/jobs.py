@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import itertools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardingType
 
 from thresher.data.loader import Loader
+from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.representation import Dense, Masked, Representation, SoftThreshold
+from thresher.kernels import reference
 from thresher.methods.pep import exact_masks, table_shards
 from thresher.rundir import read_json
 from thresher.spec import Spec
@@ -21,6 +30,7 @@ from thresher.train.group import Ranks, process_group
 from thresher.train.loop import train_step
 
 STEPS = 12
+Case = tuple[str, str, str]  # representation, update rule of the tables, sharding
 
 
 def representation_of(name: str) -> Representation:
@@ -31,8 +41,37 @@ def representation_of(name: str) -> Representation:
 
 
 def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
-    """A model with the seed's initial values."""
-    return build(spec, read_json(data / "meta.json"), ranks, representation_of(name), spec.train, spec.seed, spec.seed)
+    """A model with the seed's initial values; under the sharding `mixed` with a plan of its own."""
+    with ExitStack() as stack:
+        if spec.runtime.sharding == "mixed":
+            stack.enter_context(mock.patch("thresher.train.build.make_plan", mixed_plan))
+        return build(
+            spec, read_json(data / "meta.json"), ranks, representation_of(name), spec.train, spec.seed, spec.seed
+        )
+
+
+def mixed_plan(_: nn.Module, collection: EmbeddingBagCollection, *__: Any, **___: Any) -> ShardingPlan:
+    """For 2 ranks: the tables in turn on every rank, on the second only, and in blocks of columns, two on one rank."""
+    plan = EmbeddingModuleShardingPlan()
+    for number, config in enumerate(collection.embedding_bag_configs()):
+        kind, ranks, widths = [
+            (ShardingType.DATA_PARALLEL, [0, 1], [5, 5]),
+            (ShardingType.TABLE_WISE, [1], [5]),
+            (ShardingType.COLUMN_WISE, [1, 0, 1], [2, 1, 2]),
+        ][number % 3]
+        starts = itertools.accumulate([0, *widths])
+        spec = (
+            EnumerableShardingSpec(
+                [
+                    ShardMetadata([0, start], [config.num_embeddings, width], f"rank:{rank}/cpu")
+                    for rank, width, start in zip(ranks, widths, starts, strict=False)
+                ]
+            )
+            if kind != ShardingType.DATA_PARALLEL
+            else None
+        )
+        plan[config.name] = ParameterSharding(kind.value, "fused", ranks, spec)
+    return ShardingPlan({"embeddings": plan})
 
 
 def with_sharding(spec: Spec, sharding: str) -> Spec:
@@ -40,11 +79,19 @@ def with_sharding(spec: Spec, sharding: str) -> Spec:
     return spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"sharding": sharding})})
 
 
+def with_rule(spec: Spec, rule: str) -> Spec:
+    """The spec with another update rule; SGD steps far, so that a gradient of the wrong size shows."""
+    rate = 20.0 if rule == "sgd" else 1e-3
+    train = spec.train.model_copy(update={"embedding_optimizer": rule, "embedding_learning_rate": rate})
+    return spec.model_copy(update={"train": train})
+
+
 def loader(spec: Spec, data: Path, ranks: Ranks, split: str) -> Loader:
     """A split, shuffled if it is the training split."""
+    train = split == "train"
     return Loader(
-        data, split, batch_size=spec.train.batch_size, rank=ranks.rank, world_size=ranks.world_size,
-        seed=spec.seed, shuffle=split == "train",
+        data, split, batch_size=spec.train.batch_size if train else 2400, rank=ranks.rank, world_size=ranks.world_size,
+        seed=spec.seed, shuffle=train,
     )  # fmt: skip
 
 
@@ -55,67 +102,102 @@ def global_loss(ranks: Ranks, value: float) -> float:
     return float(total) / ranks.world_size
 
 
-def losses(spec: Spec, data: Path, cases: list[tuple[str, str]]) -> dict[tuple[str, str], list[float]]:
-    """The first losses for each (representation, sharding), with half of the pressure's way gone."""
+def losses(spec: Spec, data: Path, cases: list[Case]) -> dict[Case, tuple[list[float], list[float]]]:
+    """The last losses of an epoch in each case, halfway up the pressure, and the last gradient of shared thresholds.
+
+    The gradient stands for itself, as Adam forgives one of the wrong size.
+    """
+    found = {}
+    with process_group(spec) as ranks:
+        for name, rule, sharding in cases:
+            job = make_job(with_rule(with_sharding(spec, sharding), rule), data, ranks, name)
+            kinds = {plan.sharding_type.removesuffix("_shard") for plan in job.collection.module_sharding_plan.values()}
+            assert kinds == {sharding} or sharding == "mixed"
+            for kernel in job.collection.kernels():
+                kernel.group.pressure = 0.5
+            values: list[float] = []
+            training = loader(spec, data, ranks, "train")
+            for step, batch in enumerate(training.epoch(0, start_step=training.steps_per_epoch - STEPS)):
+                values.append(global_loss(ranks, train_step(job, batch, step)))
+            grads = [p.grad for p in job.collection.shared_thresholds.values()]
+            found[name, rule, sharding] = values, [float(g) for grad in grads for g in grad]
+            if sharding == "data_parallel":
+                assert_replicas_are_equal(job)
+    return found
+
+
+def assert_replicas_are_equal(job: Job) -> None:
+    """Bit for bit, with all of their state."""
+    group = next(iter(job.collection.kernels())).group
+    for tensor in (group.weights, *group.weight_states, group.thresholds, *group.threshold_states, group.seen):
+        first = tensor.clone()
+        dist.broadcast(first, src=0)
+        assert torch.equal(first, tensor)
+
+
+def seen_entries(job: Job) -> int:
+    """Entries of all tables whose rows training saw; every block of a row's columns must know it."""
+    found = torch.zeros(1, dtype=torch.int64)
+    for kernel in job.collection.kernels():
+        for part in kernel.parts():
+            if kernel.group.seen.numel() and part.counted:
+                found += reference.per_row(kernel.group.seen, part.table).sum() * part.table.dim
+    dist.all_reduce(found)
+    return int(found)
+
+
+def save_trained(spec: Spec, data: Path, cases: list[tuple[str, str]], folder: Path) -> dict[tuple[str, str], Any]:
+    """For each representation and sharding train 20 steps, save, look, and train 3 more."""
     found = {}
     with process_group(spec) as ranks:
         for name, sharding in cases:
             job = make_job(with_sharding(spec, sharding), data, ranks, name)
-            plan = job.collection.module_sharding_plan.values()
-            assert {parameter.sharding_type.removesuffix("_shard") for parameter in plan} == {sharding}
-            for kernel in job.collection.kernels():
-                kernel.group.pressure = 0.5
-            values: list[float] = []
-            for step, batch in enumerate(loader(spec, data, ranks, "train").epoch(0)):
-                if step == STEPS:
-                    break
-                values.append(global_loss(ranks, train_step(job, batch, step)))
-            found[name, sharding] = values
-    return found
-
-
-def save_trained(spec: Spec, data: Path, names: list[str], folder: Path) -> dict[str, Any]:
-    """For each representation train 20 steps, save, evaluate, and train 5 more."""
-    found = {}
-    with process_group(spec) as ranks:
-        for name in names:
-            job = make_job(spec, data, ranks, name)
             batches = loader(spec, data, ranks, "train").epoch(0)
             for step in range(20):
                 train_step(job, next(batches), step)
-            checkpoint.save(job, folder / name, 20, {}, keep=set())
-            score = evaluate(job, loader(spec, data, ranks, "validation"))
-            found[name] = score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
+            checkpoint.save(job, folder / sharding / name, 20, {}, keep=set())
+            found[name, sharding] = look_and_train_on(spec, data, ranks, job)
     return found
 
 
-def load_trained(spec: Spec, data: Path, names: list[str], folder: Path) -> dict[str, Any]:
-    """Load what `save_trained` saved, evaluate, and train the 5 steps that follow."""
+def load_trained(spec: Spec, data: Path, cases: list[tuple[str, str, str]], folder: Path) -> dict[Any, Any]:
+    """For each representation, sharding that was saved and sharding: load, look, and train the 3 steps that follow."""
     found = {}
     with process_group(spec) as ranks:
-        for name in names:
-            job = make_job(spec.model_copy(update={"seed": 99}), data, ranks, name)
-            path = checkpoint.newest(folder / name)
+        for name, saved, sharding in cases:
+            job = make_job(with_sharding(spec.model_copy(update={"seed": 99}), sharding), data, ranks, name)
+            path = checkpoint.newest(folder / saved / name)
             assert path is not None
             checkpoint.load(job, path)
-            score = evaluate(job, loader(spec, data, ranks, "validation"))
-            batches = loader(spec, data, ranks, "train").epoch(0, start_step=20)
-            found[name] = score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(5)]
+            found[name, saved, sharding] = look_and_train_on(spec, data, ranks, job)
     return found
+
+
+def look_and_train_on(spec: Spec, data: Path, ranks: Ranks, job: Job) -> tuple[int, float, list[float]]:
+    """Entries that training saw, log loss of the validation samples, and the losses of steps 20 to 22."""
+    seen = seen_entries(job)
+    score = evaluate(job, loader(spec, data, ranks, "validation")).logloss
+    batches = loader(spec, data, ranks, "train").epoch(0, start_step=20)
+    return seen, score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(3)]
 
 
 def masks(spec: Spec, data: Path, name: str, kept: int) -> dict[str, Any]:
-    """Masks of a briefly trained model, whole tables put together from the ranks' shards."""
+    """Masks of a briefly trained model, whole tables put together from the ranks' parts."""
     with process_group(spec) as ranks:
         job = make_job(spec, data, ranks, name)
         batches = loader(spec, data, ranks, "train").epoch(0)
         for step in range(3):
             train_step(job, next(batches), step)
         shards = table_shards(job.collection)
-        own = [(s.name, s.first_row, m.numpy()) for s, m in zip(shards, exact_masks(shards, 1.0, kept), strict=True)]
+        own = [
+            (s.name, s.first_row, s.first_column, m.numpy())
+            for s, m in zip(shards, exact_masks(shards, 1.0, kept), strict=True)
+        ]
         gathered: list[Any] = [None] * ranks.world_size
         dist.all_gather_object(gathered, own)
-        parts: dict[str, Any] = {}
-        for table, _, mask in sorted((part for rank in gathered for part in rank), key=lambda p: p[:2]):
-            parts.setdefault(table, []).append(mask)
-        return copy.deepcopy(parts)
+        whole = {
+            c.name: np.zeros((c.num_embeddings, c.embedding_dim), bool) for c in job.collection._embedding_bag_configs
+        }
+        for table, row, column, mask in (part for rank in gathered for part in rank):
+            whole[table][row : row + mask.shape[0], column : column + mask.shape[1]] = mask
+        return whole

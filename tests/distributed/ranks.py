@@ -25,10 +25,8 @@ def run_ranks(
         AssertionError: with the failing rank's traceback, or when the deadline has passed.
     """
     context = mp.get_context("spawn")
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
         results = [Path(folder) / str(rank) for rank in range(world_size)]
         processes = [
             context.Process(
@@ -55,6 +53,14 @@ def run_ranks(
     failures = [text for ok, text in outcomes if not ok]
     assert not failures, "\n".join(failures)
     return [value for _, value in outcomes]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _failures(results: list[Path]) -> list[str]:

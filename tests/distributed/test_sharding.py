@@ -12,77 +12,128 @@ import pytest
 from tests.distributed import jobs
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import run_ranks
+from thresher import rundir
+from thresher.spec import Spec
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a fixture waits for processes that train for minutes
 
 NAMES = ["dense", "masked", "global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
-SHARDINGS = ["table_wise", "row_wise"]
-Losses = dict[tuple[str, str], list[float]]
+COLUMNS = ["column_wise", "table_column_wise", "grid"]
+SHARDINGS = ["table_wise", "row_wise", "table_row_wise", "data_parallel", *COLUMNS]
+CASES = [
+    *((name, "adam", kind) for name, kind in itertools.product(NAMES, SHARDINGS)),
+    *((name, "sgd", kind) for name, kind in itertools.product(["dense", "table_dimension", "feature"], SHARDINGS)),
+    *(("dense", "rowwise_adagrad", kind) for kind in SHARDINGS),
+    *(("dense", "adagrad", kind) for kind in COLUMNS),
+]
+REFUSED = [case for case in CASES if case[2] in COLUMNS and (case[0] == "feature" or case[1] == "rowwise_adagrad")]
+CASES = [case for case in CASES if case not in REFUSED]
+MIXED = [(name, "sgd", "mixed") for name in ["dense", "table_dimension"]]  # for 2 ranks
+Losses = dict[jobs.Case, tuple[list[float], list[float]]]
+
+
+def small_spec() -> Spec:
+    """Columns that cannot be cut evenly, and a last batch of an epoch that leaves all ranks but one without ids."""
+    return make_spec("unused", model={"name": "deepfm", "dim": 5, "hidden": [8]}, train={"batch_size": 80, "epochs": 1})
+
+
+def test_the_last_batch_is_for_one_rank(data: Path) -> None:
+    samples = rundir.read_json(data / "meta.json")["splits"]["train"]["samples"]
+    assert 0 < samples % small_spec().train.batch_size <= 80 // 4
 
 
 @pytest.fixture(scope="module")
 def one_rank(data: Path) -> Losses:
-    cases = [(name, "table_wise") for name in NAMES]
-    return run_ranks(1, jobs.losses, make_spec("unused"), data, cases)[0]
+    """Table-wise alone needs every representation and rule; one rank under another sharding is looked at once."""
+    cases = sorted({(name, rule, "table_wise") for name, rule, _ in CASES})
+    return run_ranks(1, jobs.losses, small_spec(), data, cases + [("dimension", "sgd", kind) for kind in SHARDINGS])[0]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(data: Path) -> Losses:
-    cases = list(itertools.product(NAMES, SHARDINGS))
-    first, second = run_ranks(2, jobs.losses, make_spec("unused"), data, cases)
-    assert first == second
-    return first
+def many_ranks(data: Path) -> dict[int, Losses]:
+    """Two ranks of one node; four ranks of two."""
+    found = {}
+    for world_size, per_node in [(2, 2), (4, 2)]:
+        cases = CASES + MIXED if world_size == 2 else CASES
+        first, *others = run_ranks(world_size, jobs.losses, small_spec(), data, cases, per_node=per_node)
+        assert all(other == first for other in others)
+        found[world_size] = first
+    return found
+
+
+@pytest.mark.parametrize(
+    ("world_size", "case"),
+    [*itertools.product([2, 4], CASES), *((2, case) for case in MIXED)],
+    ids=lambda value: value if isinstance(value, int) else " ".join(value),
+)
+def test_many_ranks_have_the_losses_of_one(
+    world_size: int, case: jobs.Case, one_rank: Losses, many_ranks: dict[int, Losses]
+) -> None:
+    (expected, expected_grads), (found, grads) = one_rank[*case[:2], "table_wise"], many_ranks[world_size][case]
+    assert len(expected) == jobs.STEPS
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(grads, expected_grads, rtol=1e-3, atol=1e-6)
+    assert expected[-1] != expected[0]
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-@pytest.mark.parametrize("name", NAMES)
-def test_two_ranks_have_the_losses_of_one(name: str, sharding: str, one_rank: Losses, two_ranks: Losses) -> None:
-    expected, found = one_rank[name, "table_wise"], two_ranks[name, sharding]
-    assert len(expected) == jobs.STEPS
+def test_one_rank_may_have_any_sharding(sharding: str, one_rank: Losses) -> None:
+    (expected, _), (found, _) = one_rank["dimension", "sgd", "table_wise"], one_rank["dimension", "sgd", sharding]
     np.testing.assert_allclose(found, expected, rtol=2e-5)
-    assert expected[-1] != expected[0]
 
 
 def test_thresholds_change_the_losses(one_rank: Losses) -> None:
     """Else the comparison above would compare the plain lookup with itself."""
-    last = {name: one_rank[name, "table_wise"][-1] for name in NAMES if name != "masked"}
+    last = {name: one_rank[name, "adam", "table_wise"][0][-1] for name in NAMES if name != "masked"}
     assert len(set(last.values())) == len(last)
 
 
-SAVED = ["dense", "global", "feature", "feature_dimension"]
-LOADERS = [(1, "table_wise"), (2, "table_wise"), (4, "row_wise")]
+SAVED = [
+    (name, kind)
+    for name, kind in itertools.product(
+        ["dense", "table_dimension", "feature", "feature_dimension"], ["row_wise", "data_parallel", "column_wise"]
+    )
+    if (name, kind) != ("feature", "column_wise")
+] + [("table_dimension", "mixed"), ("feature_dimension", "mixed")]
+LOADERS = {1: ["table_wise"], 2: ["data_parallel", "mixed"], 4: ["row_wise", "grid"]}
+LOADED = [
+    (world_size, (name, saved, kind))
+    for world_size, kinds in LOADERS.items()
+    for kind in kinds
+    for name, saved in SAVED
+    if not (name == "feature" and kind in [*COLUMNS, "mixed"])
+]
 
 
 @pytest.fixture(scope="module")
-def reloaded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
-    """Checkpoints of two row-wise ranks, and what other ranks and shardings make of them."""
-    folder, spec = tmp_path_factory.mktemp("checkpoints"), make_spec("unused")
-    saved = run_ranks(2, jobs.save_trained, jobs.with_sharding(spec, "row_wise"), data, SAVED, folder)[0]
-    found: dict[Any, dict[str, Any]] = {"saved": saved}
-    for world_size, sharding in LOADERS:
-        other = jobs.with_sharding(spec, sharding)
-        found[world_size, sharding] = run_ranks(world_size, jobs.load_trained, other, data, SAVED, folder)[0]
+def reloaded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Checkpoints of two ranks, and what other ranks and shardings make of them."""
+    folder, spec = tmp_path_factory.mktemp("checkpoints"), small_spec()
+    found: dict[Any, Any] = dict(run_ranks(2, jobs.save_trained, spec, data, SAVED, folder)[0])
+    for world_size in LOADERS:
+        cases = [case for ranks, case in LOADED if ranks == world_size]
+        per_node = min(world_size, 2)
+        found[world_size] = run_ranks(world_size, jobs.load_trained, spec, data, cases, folder, per_node=per_node)[0]
     return found
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize(("world_size", "case"), LOADED, ids=str)
 def test_checkpoint_loads_on_other_ranks_and_sharding(
-    name: str, loader: tuple[int, str], reloaded: dict[Any, dict[str, Any]]
+    world_size: int, case: tuple[str, str, str], reloaded: dict[Any, Any]
 ) -> None:
-    (score, after), (loaded, continued) = reloaded["saved"][name], reloaded[loader][name]
-    assert loaded.auc == pytest.approx(score.auc, abs=1e-5)
-    assert loaded.logloss == pytest.approx(score.logloss, rel=1e-6)
+    (seen, score, after), (loaded_seen, loaded_score, continued) = reloaded[case[:2]], reloaded[world_size][case]
+    assert loaded_seen == seen
+    assert (seen > 0) == (case[0] != "dense")
+    assert loaded_score == pytest.approx(score, rel=1e-6)
     np.testing.assert_allclose(continued, after, rtol=2e-5)
 
 
 def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> None:
     spec, kept = make_spec("unused", train={"batch_size": 66, "epochs": 1}), 2_345
-    found = []
-    for world_size, sharding in [(1, "table_wise"), (2, "row_wise"), (3, "table_wise")]:
-        other = jobs.with_sharding(spec, sharding)
-        parts = run_ranks(world_size, jobs.masks, other, data, "feature_dimension", kept)[0]
-        found.append({name: np.concatenate(masks) for name, masks in parts.items()})
+    found = [
+        run_ranks(world_size, jobs.masks, jobs.with_sharding(spec, sharding), data, "feature_dimension", kept)[0]
+        for world_size, sharding in [(1, "table_wise"), (2, "row_wise"), (2, "data_parallel"), (3, "column_wise")]
+    ]
     for masks in found:
         assert sum(int(mask.sum()) for mask in masks.values()) == kept
         # Values differ in the last bits between numbers of ranks, so a few entries at the border may change places.

@@ -89,9 +89,9 @@ def test_what_was_pruned_is_exactly_zero_and_the_rest_is_not(finished: Spec, bud
 
     def look(job: Any) -> list[tuple[str, np.ndarray]]:
         return [
-            (name, reference.elements(kernel.group.weights, table).numpy())
+            (part.name, reference.elements(kernel.group.weights, part.table).numpy())
             for kernel in job.collection.kernels()
-            for table, name, _ in kernel.shards()
+            for part in kernel.parts()
         ]
 
     for name, weight in with_model(finished, budget, look):
