@@ -1,0 +1,160 @@
+"""What the planner knows of our tables: which shardings they may have, their bytes, and one plan on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, ShardingOption
+from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.planning import Enumerator, KernelCost, StorageEstimator, make_plan, state_bytes
+from thresher.embedding.representation import Dense, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.sharding import Sharder, collection_of
+from thresher.embedding.sharding_types import COLUMN_SPLIT, SHARDING_TYPES, allowed_types
+from thresher.kernels.ops import Optimizer
+
+DENSE = Dense()
+GRANULARITIES = ["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
+REPRESENTATIONS: list[Representation] = [Dense(), Masked(), *(SoftThreshold(g) for g in GRANULARITIES)]  # type: ignore[arg-type]
+
+
+def collection_with(
+    representation: Representation = DENSE, rule: Optimizer = Optimizer.ADAM, rows: int = 20_000, dim: int = 18
+) -> EmbeddingBagCollection:
+    tables = [
+        EmbeddingBagConfig(name=name, feature_names=[name], num_embeddings=rows, embedding_dim=dim) for name in "ab"
+    ]
+    return EmbeddingBagCollection(tables, representation, RowOptimizer(rule))
+
+
+def plan_of(collection: EmbeddingBagCollection, sharding: str | None, ranks: int = 4, per_node: int = 2) -> Any:
+    plan: ShardingPlan = make_plan(
+        nn.ModuleDict({"tables": collection}), collection, sharding,
+        world_size=ranks, local_world_size=per_node, device_type="cpu", batch_size=64,
+    )  # fmt: skip
+    return plan.plan["tables"]
+
+
+def options(collection: EmbeddingBagCollection, sharding: str) -> list[ShardingOption]:
+    topology = Topology(world_size=4, local_world_size=2, compute_device="cpu")
+    constraints = {name: ParameterConstraints(sharding_types=[sharding]) for name in "ab"}
+    enumerator = Enumerator(topology, 64, constraints, [StorageEstimator(topology, constraints)], narrowest=1)
+    found: list[ShardingOption] = enumerator.enumerate(nn.ModuleDict({"tables": collection}), [Sharder()])
+    return found
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[ShardingEnv]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield ShardingEnv.from_process_group(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def test_what_the_columns_of_a_row_share_forbids_splitting_them() -> None:
+    for representation in REPRESENTATIONS:
+        for rule in Optimizer:
+            shared = representation == SoftThreshold("feature") or rule == Optimizer.ROWWISE_ADAGRAD
+            expected = set(SHARDING_TYPES) - (set(COLUMN_SPLIT) if shared else set())
+            assert set(allowed_types(representation, RowOptimizer(rule))) == expected
+
+
+@pytest.mark.parametrize("sharding", COLUMN_SPLIT)
+@pytest.mark.parametrize(
+    ("representation", "rule", "mend"),
+    [
+        (SoftThreshold("feature"), Optimizer.ADAM, "granularity feature_dimension"),
+        (Dense(), Optimizer.ROWWISE_ADAGRAD, "the optimizer adagrad"),
+    ],
+)
+def test_a_refusal_names_table_sharding_and_mend(
+    sharding: str, representation: Representation, rule: Optimizer, mend: str, env: ShardingEnv
+) -> None:
+    collection = collection_with(representation, rule)
+    with pytest.raises(ValueError, match=f"table a, sharding {sharding}: .*take one of table_wise.*{mend}"):
+        plan_of(collection, sharding)
+    by_hand = {name: ParameterSharding(sharding, "fused", [0]) for name in "ab"}
+    with pytest.raises(ValueError, match=f"table a, sharding {sharding}: .*take one of table_wise.*{mend}"):
+        Sharder().shard(collection, by_hand, env, torch.device("cpu"))
+
+
+def test_an_unknown_sharding_is_named() -> None:
+    with pytest.raises(ValueError, match="sharding by_hand: there is no such sharding; take one of table_wise"):
+        plan_of(collection_with(), "by_hand")
+
+
+@pytest.mark.parametrize("rule", Optimizer)
+@pytest.mark.parametrize("representation", REPRESENTATIONS, ids=str)
+def test_estimated_bytes_are_the_allocated_ones(
+    representation: Representation, rule: Optimizer, env: ShardingEnv
+) -> None:
+    rows, dim = 50_000, 18
+    collection = collection_with(representation, rule, rows, dim)
+    plan = plan_of(collection, "table_wise", ranks=1, per_node=1)
+    sharded = Sharder().shard(collection, plan, env, torch.device("cpu"))
+    (kernel,) = collection_of(nn.ModuleList([sharded])).kernels()
+    group = kernel.group
+    tensors = [group.weights, *group.weight_states, group.thresholds, *group.threshold_states, group.mask, group.seen]
+    allocated = sum(tensor.nbytes for tensor in tensors)
+    assert 2 * (4 * rows * dim + state_bytes(rows, dim, representation, collection.optimizer)) == allocated
+    for sharding in allowed_types(representation, collection.optimizer):
+        copies = 4 if sharding == "data_parallel" else 1
+        estimated = sum(shard.storage.ddr for option in options(collection, sharding) for shard in option.shards)
+        assert estimated == pytest.approx(copies * allocated, rel=0.05)  # what is more is the batch
+        assert estimated >= copies * allocated
+
+
+@pytest.mark.parametrize(
+    ("sharding", "widths"),
+    [("column_wise", [4, 5, 4, 5]), ("table_column_wise", [9, 9]), ("grid_shard", [9, 9, 9, 9])],
+)
+def test_columns_are_cut_evenly_and_of_any_width(sharding: str, widths: list[int]) -> None:
+    for parameter in plan_of(collection_with(), sharding).values():
+        shards = parameter.sharding_spec.shards
+        assert sorted(shard.shard_sizes[1] for shard in shards) == sorted(widths)
+        assert sum(rows * columns for rows, columns in (shard.shard_sizes for shard in shards)) == 20_000 * 18
+
+
+def test_automatic_plans_keep_to_what_is_allowed() -> None:
+    for representation in REPRESENTATIONS:
+        for rule in Optimizer:
+            plan = plan_of(collection_with(representation, rule, dim=64), None)
+            allowed = allowed_types(representation, RowOptimizer(rule))
+            assert all(parameter.sharding_type in allowed for parameter in plan.values())
+
+
+def test_one_rank_has_whole_tables() -> None:
+    assert {p.sharding_type for p in plan_of(collection_with(), None, ranks=1, per_node=1).values()} == {"table_wise"}
+
+
+def test_copies_that_do_not_fit_are_not_planned() -> None:
+    plan = plan_of(collection_with(rows=330_000_000), None)  # of 71 GB each, Adam's moments included
+    assert {parameter.sharding_type for parameter in plan.values()} <= set(SHARDING_TYPES) - {"data_parallel"}
+    with pytest.raises(PlannerError):
+        plan_of(collection_with(rows=330_000_000), "data_parallel")
+
+
+def test_tables_that_fit_nowhere_are_an_error() -> None:
+    with pytest.raises(PlannerError):
+        plan_of(collection_with(rows=20_000_000_000), None)
+
+
+def test_thresholds_cost_what_is_read_of_them() -> None:
+    reads = [KernelCost(r).coefficients.default.fwd.lookup_size_multiplier for r in (Dense(), SoftThreshold())]
+    assert reads == [1.0, 2.0]
+
+
+def test_shardings_are_enumerated_in_one_order() -> None:
+    """TorchRec takes them out of a set of strings, whose order differs between processes; plans could follow it."""
+    topology = Topology(world_size=4, local_world_size=2, compute_device="cpu")
+    constraints = {name: ParameterConstraints(sharding_types=list(SHARDING_TYPES[::-1])) for name in "ab"}
+    enumerator = Enumerator(topology, 64, constraints, [StorageEstimator(topology, constraints)], narrowest=1)
+    found = enumerator.enumerate(nn.ModuleDict({"tables": collection_with()}), [Sharder()])
+    assert [option.sharding_type for option in found] == [*SHARDING_TYPES, *SHARDING_TYPES]
