@@ -11,13 +11,14 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardingType
 
 from thresher.data.loader import Loader
 from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.replicated import gather_batch
 from thresher.embedding.representation import Dense, Masked, Representation, SoftThreshold
 from thresher.kernels import reference
 from thresher.methods.pep import exact_masks, table_shards
@@ -29,7 +30,7 @@ from thresher.train.evaluation import evaluate
 from thresher.train.group import Ranks, process_group
 from thresher.train.loop import train_step
 
-STEPS = 12
+STEPS = 10
 Case = tuple[str, str, str]  # representation, update rule of the tables, sharding
 
 
@@ -109,6 +110,7 @@ def losses(spec: Spec, data: Path, cases: list[Case]) -> dict[Case, tuple[list[f
     """
     found = {}
     with process_group(spec) as ranks:
+        assert_batches_of_any_size_are_gathered(ranks)
         for name, rule, sharding in cases:
             job = make_job(with_rule(with_sharding(spec, sharding), rule), data, ranks, name)
             kinds = {plan.sharding_type.removesuffix("_shard") for plan in job.collection.module_sharding_plan.values()}
@@ -124,6 +126,26 @@ def losses(spec: Spec, data: Path, cases: list[Case]) -> dict[Case, tuple[list[f
             if sharding == "data_parallel":
                 assert_replicas_are_equal(job)
     return found
+
+
+def assert_batches_of_any_size_are_gathered(ranks: Ranks) -> None:
+    """Rank r has r samples of two features, bags of 0, 1, … ids, so that the first rank has none."""
+
+    def batch(rank: int) -> tuple[list[list[list[int]]], Tensor]:
+        bags = [[[100 * feature + 10 * rank + bag] * bag for bag in range(rank)] for feature in range(2)]
+        return bags, torch.full((rank, 3), float(rank))
+
+    def flat(bags: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+        every = [bag for feature in bags for bag in feature]
+        offsets = torch.tensor([0, *itertools.accumulate(map(len, every))])
+        return torch.tensor([number for bag in every for number in bag], dtype=torch.int64), offsets
+
+    own, grad = batch(ranks.rank)
+    found = gather_batch(*flat(own), grad, 2, dist.group.WORLD)
+    batches = [batch(rank) for rank in range(ranks.world_size)]
+    whole = flat([[bag for bags, _ in batches for bag in bags[feature]] for feature in range(2)])
+    for tensor, expected in zip(found, (*whole, torch.cat([grad for _, grad in batches])), strict=True):
+        assert torch.equal(tensor, expected)
 
 
 def assert_replicas_are_equal(job: Job) -> None:

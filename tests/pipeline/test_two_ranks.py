@@ -31,7 +31,7 @@ def run_stages(spec: Spec, ports: list[int]) -> None:
         stage.run(spec)
 
 
-@pytest.mark.parametrize("sharding", ["row_wise", "column_wise", "data_parallel"])
+@pytest.mark.parametrize("sharding", ["table_row_wise", "column_wise", "data_parallel"])
 def test_two_ranks_export_what_they_trained(sharding: str, tmp_path: Path) -> None:
     spec = make_spec(
         tmp_path / "run",
