@@ -5,19 +5,24 @@ LOCK ?= requirements/cpu.lock
 SPEC ?= specs/movielens_pep.yaml
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test check bench quality clean
+.PHONY: install demo test check bench quality sanitize clean
 
-STAMP = .venv/installed-$(notdir $(LOCK))
+PACKAGES = .venv/packages-$(notdir $(LOCK))
+STAMP = .venv/installed
 
 install: $(STAMP)
 
-# Installed in place, so that an edit takes effect without installing again, and TorchX's jobs, `make` and the tests
-# run the same files. From nothing each time: the packages of one lock must not stay under those of another.
-$(STAMP): $(LOCK) pyproject.toml
+# From nothing each time: the packages of one lock must not stay under those of another.
+$(PACKAGES): $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Thresher needs Python 3.11: make PYTHON=…")'
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --no-deps -r $(LOCK) || \
 	  { echo 'torch not found? requirements/cpu.lock says where its CPU build comes from.' >&2; exit 1; }
+	touch $@
+
+# Installed in place, so that an edit takes effect without installing again, and TorchX's jobs, `make` and the tests
+# run the same files. This builds the C++ kernels too: a minute, once.
+$(STAMP): $(PACKAGES) pyproject.toml setup.py $(wildcard service/thresher/kernels/cpu/*)
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -35,9 +40,18 @@ check: install
 quality: install
 	.venv/bin/python -m benchmarks.quality.movielens_100k
 
+# The C++ kernels under AddressSanitizer and UBSan, by the same tests; a second build, beside the one in use.
+SANITIZED = build/sanitized
+sanitize: install
+	rm -rf $(SANITIZED)
+	THRESHER_SANITIZE=1 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) .
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  .venv/bin/python -m pytest -p no:cacheprovider tests/unit/test_kernels.py tests/unit/test_lookup.py
+
 bench: install
 	for file in benchmarks/[a-z]*.py; do .venv/bin/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 clean:
-	rm -rf .venv build service/thresher.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build service/thresher.egg-info service/thresher/kernels/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,11 +16,12 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardingType
 
+from tests.masks import RandomMasks
 from thresher.data.loader import Loader
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.replicated import gather_batch
 from thresher.embedding.representation import Dense, Masked, Representation, SoftThreshold
-from thresher.kernels import reference
+from thresher.kernels import layout
 from thresher.methods.pep import exact_masks, table_shards
 from thresher.rundir import read_json
 from thresher.spec import Spec
@@ -34,10 +35,10 @@ STEPS = 10
 Case = tuple[str, str, str]  # representation, update rule of the tables, sharding
 
 
-def representation_of(name: str) -> Representation:
+def representation_of(name: str, dim: int) -> Representation:
     """`dense`, `masked`, or a granularity."""
     if name in ("dense", "masked"):
-        return Dense() if name == "dense" else Masked()
+        return Dense() if name == "dense" else Masked(RandomMasks(dim))
     return SoftThreshold(granularity=name, init=-4.0, learning_rate=0.01)  # type: ignore[arg-type]
 
 
@@ -46,9 +47,8 @@ def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
     with ExitStack() as stack:
         if spec.runtime.sharding == "mixed":
             stack.enter_context(mock.patch("thresher.train.build.make_plan", mixed_plan))
-        return build(
-            spec, read_json(data / "meta.json"), ranks, representation_of(name), spec.train, spec.seed, spec.seed
-        )
+        representation = representation_of(name, spec.model.dim)
+        return build(spec, read_json(data / "meta.json"), ranks, representation, spec.train, spec.seed, spec.seed)
 
 
 def mixed_plan(_: nn.Module, collection: EmbeddingBagCollection, *__: Any, **___: Any) -> ShardingPlan:
@@ -141,11 +141,16 @@ def assert_batches_of_any_size_are_gathered(ranks: Ranks) -> None:
         return torch.tensor([number for bag in every for number in bag], dtype=torch.int64), offsets
 
     own, grad = batch(ranks.rank)
-    found = gather_batch(*flat(own), grad, 2, dist.group.WORLD)
+    ids, offsets = flat(own)
+    found = gather_batch(ids, offsets, ids.float() / 2, grad, 2, dist.group.WORLD)
     batches = [batch(rank) for rank in range(ranks.world_size)]
-    whole = flat([[bag for bags, _ in batches for bag in bags[feature]] for feature in range(2)])
-    for tensor, expected in zip(found, (*whole, torch.cat([grad for _, grad in batches])), strict=True):
-        assert torch.equal(tensor, expected)
+    all_ids, all_offsets = flat([[bag for bags, _ in batches for bag in bags[feature]] for feature in range(2)])
+    assert found.factors is not None
+    assert torch.equal(found.indices, all_ids)
+    assert torch.equal(found.offsets, all_offsets)
+    assert torch.equal(found.factors, all_ids.float() / 2)
+    assert torch.equal(found.grad, torch.cat([grad for _, grad in batches]))
+    assert torch.equal(found.indices[found.own_ids], ids)
 
 
 def assert_replicas_are_equal(job: Job) -> None:
@@ -163,7 +168,7 @@ def seen_entries(job: Job) -> int:
     for kernel in job.collection.kernels():
         for part in kernel.parts():
             if kernel.group.seen.numel() and part.counted:
-                found += reference.per_row(kernel.group.seen, part.table).sum() * part.table.dim
+                found += layout.per_row(kernel.group.seen, part.table).sum() * part.table.dim
     dist.all_reduce(found)
     return int(found)
 

@@ -14,8 +14,8 @@ import torch
 from tests.distributed.conftest import make_spec
 from thresher import rundir, tables
 from thresher.data.loader import Loader
-from thresher.kernels import reference
-from thresher.methods.scheme import load_mask
+from thresher.kernels.layout import unpack_masks
+from thresher.methods.scheme import SchemeMasks
 from thresher.rundir import RunDir
 from thresher.spec import Spec, budget_name, budget_params
 from thresher.stages import evaluate, export, prepare, prune, retrain, search, train
@@ -89,13 +89,13 @@ def test_what_was_pruned_is_exactly_zero_and_the_rest_is_not(finished: Spec, bud
 
     def look(job: Any) -> list[tuple[str, np.ndarray]]:
         return [
-            (part.name, reference.elements(kernel.group.weights, part.table).numpy())
+            (part.name, kernel.dense_rows(part, 0, part.table.rows)[0].numpy())
             for kernel in job.collection.kernels()
             for part in kernel.parts()
         ]
 
     for name, weight in with_model(finished, budget, look):
-        kept = load_mask(masks, name, finished.model.dim, 0, len(weight))
+        kept = unpack_masks(SchemeMasks(masks).packed(name, 0, len(weight)), finished.model.dim).numpy()
         assert np.array_equal(weight != 0, kept)
 
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thresher.kernels import reference
-from thresher.kernels.ops import STATES, Group, Optimizer, Shared
+from tests.unit.kernel_cases import Case, make_tables
+from thresher.kernels import layout, reference
+from thresher.kernels.layout import Combine, Optimizer, Shared
+from thresher.kernels.ops import Group
 
 ROWS, DIMS, FEATURE_TABLES = [7, 5, 4], [3, 3, 6], [0, 0, 1, 2]
 BATCH = 6
@@ -21,39 +23,21 @@ def make_group(
     mean: bool = False,
     masked: bool = False,
     dtype: torch.dtype = torch.float64,
+    partitions: tuple[int, ...] = (),
+    combine: Combine = Combine.ADD,
     **settings: float,
 ) -> Group:
     """A group of small tables with random values."""
-    generator = torch.Generator().manual_seed(1)
-    entries = sum(n * d for n, d in zip(ROWS, DIMS, strict=True))
-    sizes = {Shared.NONE: 0, Shared.TABLE: 3, Shared.COLUMN: sum(DIMS), Shared.ROW: sum(ROWS), Shared.ELEMENT: entries}
-
-    def states(one_a_row: bool) -> list[Tensor]:
-        return [
-            torch.zeros(sizes[Shared.ROW if one_a_row or one else Shared.ELEMENT], dtype=dtype)
-            for _, one in STATES[optimizer]
-        ]
-
-    mask = torch.rand(entries, generator=generator) > 0.4 if masked else torch.empty(0, dtype=torch.bool)
-    weights = torch.randn(entries, dtype=dtype, generator=generator)
-    if masked:
-        weights *= mask
+    case = Case(
+        shared, optimizer, rows=tuple(ROWS), dims=tuple(DIMS), feature_tables=tuple(FEATURE_TABLES), masked=masked,
+        dtype=dtype,
+    )  # fmt: skip
+    tables = {name: value for name, value in vars(make_tables(case)).items() if name != "results"}
     return Group(
-        weights=weights,
-        weight_states=states(one_a_row=False),
-        thresholds=torch.randn(sizes[shared], dtype=dtype, generator=generator) - 1,
-        threshold_states=states(shared == Shared.ROW) if shared >= Shared.ROW else [],
-        mask=mask,
-        seen=torch.zeros(sum(ROWS) if shared else 0, dtype=torch.bool),
-        rows=ROWS,
-        dims=DIMS,
-        feature_tables=FEATURE_TABLES,
-        shared=shared,
-        mean=mean,
-        optimizer=optimizer,
-        learning_rate=settings.pop("learning_rate", 0.1),
+        **tables, rows=ROWS, dims=DIMS, feature_tables=FEATURE_TABLES, shared=shared, mean=mean, optimizer=optimizer,
+        learning_rate=settings.pop("learning_rate", 0.1), partitions=list(partitions), combine=combine,
         **settings,  # type: ignore[arg-type]
-    )
+    )  # fmt: skip
 
 
 def make_batch(seed: int, one_hot: bool = False) -> tuple[Tensor, Tensor]:
@@ -67,6 +51,13 @@ def make_batch(seed: int, one_hot: bool = False) -> tuple[Tensor, Tensor]:
         for table, part in zip(FEATURE_TABLES, lengths.view(4, BATCH), strict=True)
     ]
     return torch.cat(ids), torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def every_row_twice() -> tuple[Tensor, Tensor]:
+    """A batch in which lazy and dense updates are the same."""
+    lengths = torch.tensor([[2 * ROWS[t]] + [0] * (BATCH - 1) for t in FEATURE_TABLES]).flatten()
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return torch.cat([torch.arange(ROWS[t]).repeat(2) for t in FEATURE_TABLES]), offsets
 
 
 def dense_lookup(weights: list[Tensor], thresholds: list[Tensor], ids: Tensor, offsets: Tensor, group: Group) -> Tensor:
@@ -87,13 +78,11 @@ def dense_lookup(weights: list[Tensor], thresholds: list[Tensor], ids: Tensor, o
 
 def whole_tables(group: Group) -> tuple[list[Tensor], list[Tensor]]:
     """Copies of a group's tables and thresholds that autograd may follow."""
-    tables = reference.tables_of(ROWS, DIMS)
-    weights = [reference.elements(group.weights, t).clone().requires_grad_() for t in tables]
+    tables = layout.tables_of(ROWS, DIMS)
+    weights = [layout.elements(group.weights, t).clone().requires_grad_() for t in tables]
     if group.shared == Shared.NONE:
         return weights, []
-    return weights, [
-        reference.thresholds_of(group.thresholds, t, group.shared).clone().requires_grad_() for t in tables
-    ]
+    return weights, [layout.thresholds_of(group.thresholds, t, group.shared).clone().requires_grad_() for t in tables]
 
 
 @pytest.mark.parametrize("mean", [False, True])
@@ -115,17 +104,17 @@ def test_gradients_equal_dense_autograd(shared: Shared, mean: bool) -> None:
     upstream = torch.randn(BATCH, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     (dense_lookup(weights, thresholds, ids, offsets, group) * upstream).sum().backward()
     leaf = group.thresholds.clone().requires_grad_() if shared in (Shared.TABLE, Shared.COLUMN) else None
-    (group.lookup(ids, offsets, leaf) * upstream).sum().backward()
-    tables = reference.tables_of(ROWS, DIMS)
+    (group.lookup(ids, offsets, shared_thresholds=leaf) * upstream).sum().backward()
+    tables = layout.tables_of(ROWS, DIMS)
     for table, weight in zip(tables, weights, strict=True):
         expected = weight.detach() - weight.grad
-        torch.testing.assert_close(reference.elements(group.weights, table), expected)
+        torch.testing.assert_close(layout.elements(group.weights, table), expected)
     for table, s in zip(tables, thresholds, strict=True) if thresholds else ():
         if leaf is not None:
-            torch.testing.assert_close(reference.thresholds_of(leaf.grad, table, shared), s.grad)
+            torch.testing.assert_close(layout.thresholds_of(leaf.grad, table, shared), s.grad)
         else:
             expected = s.detach() - s.grad
-            torch.testing.assert_close(reference.thresholds_of(group.thresholds, table, shared), expected)
+            torch.testing.assert_close(layout.thresholds_of(group.thresholds, table, shared), expected)
 
 
 @pytest.mark.parametrize("shared", [Shared.NONE, Shared.ROW, Shared.ELEMENT])
@@ -146,19 +135,17 @@ def test_ten_steps_equal_torch_optim(optimizer: Optimizer, shared: Shared) -> No
         ],
         **eps,
     )
-    all_rows = torch.cat([torch.arange(ROWS[t]).repeat(2) for t in FEATURE_TABLES])
-    lengths = torch.tensor([[2 * ROWS[t]] + [0] * (BATCH - 1) for t in FEATURE_TABLES]).flatten()
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    all_rows, offsets = every_row_twice()
     for step in range(10):
         upstream = torch.randn(BATCH, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
         other.zero_grad()
         (dense_lookup(weights, thresholds, all_rows, offsets, group) * upstream).sum().backward()
         other.step()
         (group.lookup(all_rows, offsets) * upstream).sum().backward()
-    for table, weight in zip(reference.tables_of(ROWS, DIMS), weights, strict=True):
-        torch.testing.assert_close(reference.elements(group.weights, table), weight.detach())
-    for table, s in zip(reference.tables_of(ROWS, DIMS), thresholds, strict=True) if thresholds else ():
-        torch.testing.assert_close(reference.thresholds_of(group.thresholds, table, shared), s.detach())
+    for table, weight in zip(layout.tables_of(ROWS, DIMS), weights, strict=True):
+        torch.testing.assert_close(layout.elements(group.weights, table), weight.detach())
+    for table, s in zip(layout.tables_of(ROWS, DIMS), thresholds, strict=True) if thresholds else ():
+        torch.testing.assert_close(layout.thresholds_of(group.thresholds, table, shared), s.detach())
 
 
 def test_rowwise_adagrad_keeps_one_moment_a_row() -> None:
@@ -175,14 +162,77 @@ def test_rowwise_adagrad_keeps_one_moment_a_row() -> None:
     )
 
 
-@pytest.mark.parametrize("optimizer", list(Optimizer))
-def test_pruned_entries_stay_exactly_zero(optimizer: Optimizer) -> None:
-    group = make_group(masked=True, optimizer=optimizer, weight_decay=0.1, dtype=torch.float32)
-    for seed in range(10):
-        out = group.lookup(*make_batch(seed))
-        (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-    assert torch.equal(group.weights[~group.mask], torch.zeros(int((~group.mask).sum())))
-    assert group.weights[group.mask].count_nonzero() == group.mask.sum()
+@pytest.mark.parametrize("optimizer", [Optimizer.SGD, Optimizer.ADAGRAD, Optimizer.ADAM])
+def test_masked_tables_equal_full_ones_times_the_mask(optimizer: Optimizer) -> None:
+    """Ten steps of torch.optim on V ⊙ M; what is pruned has no place in the compact storage."""
+    group = make_group(masked=True, optimizer=optimizer, learning_rate=0.05, weight_decay=0.01, eps=1e-8)
+    tables = layout.tables_of(ROWS, DIMS)
+    masks = [layout.unpack_masks(layout.masks_of(group.mask, table), table.dim) for table in tables]
+    assert group.weights.numel() == sum(int(mask.sum()) for mask in masks) < sum(mask.numel() for mask in masks)
+
+    def whole() -> list[Tensor]:
+        return [reference.Rows(t, torch.arange(t.rows), group.mask, group.starts).read(group.weights) for t in tables]
+
+    full = [values.clone().requires_grad_() for values in whole()]
+    kinds = {Optimizer.SGD: torch.optim.SGD, Optimizer.ADAGRAD: torch.optim.Adagrad, Optimizer.ADAM: torch.optim.Adam}
+    eps = {} if optimizer == Optimizer.SGD else {"eps": 1e-8}
+    other = kinds[optimizer](full, lr=0.05, weight_decay=0.01, **eps)
+    ids, offsets = every_row_twice()
+    for step in range(10):
+        upstream = torch.randn(BATCH, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        other.zero_grad()
+        times_mask = [weight * mask for weight, mask in zip(full, masks, strict=True)]
+        (dense_lookup(times_mask, [], ids, offsets, group) * upstream).sum().backward()
+        other.step()
+        (group.lookup(ids, offsets) * upstream).sum().backward()
+    for found, weight, mask in zip(whole(), full, masks, strict=True):
+        torch.testing.assert_close(found, weight.detach() * mask)
+
+
+PARTITIONS = (2, 1, 4, 4, 3, 2, 1, 2, 2, 3, 0)  # quotient and remainder of 12 ids, of 6, and a plain table
+
+
+@pytest.mark.parametrize("combine", list(Combine))
+def test_composed_tables_equal_their_definition(combine: Combine) -> None:
+    """A bag combines the rows of each id's partitions first and sums then; with SGD the change is the gradient."""
+    group = make_group(partitions=PARTITIONS, combine=combine, learning_rate=1.0)
+    weights, _ = whole_tables(group)
+    ids = [torch.tensor(values) for values in ([0, 5, 11, 11], [3, 7], [5, 0, 2], [1, 1])]
+    lengths = torch.tensor([[2, 0, 1, 1, 0, 0], [0, 2, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
+    offsets = torch.nn.functional.pad(lengths.flatten().cumsum(0), (1, 0))
+    columns = []
+    for table, own, count in zip(FEATURE_TABLES, ids, lengths, strict=True):
+        if table == 2:
+            vectors = weights[2][own]
+        else:
+            buckets = (4, 2)[table]
+            parts = [weights[table][own % buckets], weights[table][buckets + own // buckets]]
+            vectors = {
+                Combine.ADD: parts[0] + parts[1], Combine.MULT: parts[0] * parts[1], Combine.CONCAT: torch.cat(parts, 1)
+            }[combine]  # fmt: skip
+        columns.append(torch.stack([part.sum(0) for part in vectors.split(count.tolist())]))
+    expected = torch.cat(columns, dim=1)
+    out = group.lookup(torch.cat(ids), offsets)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    (expected * upstream).sum().backward()
+    (out * upstream).sum().backward()
+    for table, weight in zip(layout.tables_of(ROWS, DIMS), weights, strict=True):
+        torch.testing.assert_close(layout.elements(group.weights, table), weight.detach() - weight.grad)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("shared", [Shared.TABLE, Shared.COLUMN, Shared.ROW])
+def test_gradients_of_sample_weights_and_thresholds_are_numeric_ones(shared: Shared, mean: bool) -> None:
+    group = make_group(shared, mean=mean, learning_rate=0.0)  # rows rest, so that it is a function
+    ids, offsets = make_batch(7)
+    factors = torch.randn(ids.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    factors.requires_grad_()
+    if shared == Shared.ROW:
+        assert torch.autograd.gradcheck(lambda w: group.lookup(ids, offsets, w), (factors,))
+        return
+    leaf = group.thresholds.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w, s: group.lookup(ids, offsets, w, s), (factors, leaf))
 
 
 @pytest.mark.parametrize("shared", [Shared.TABLE, Shared.COLUMN, Shared.ROW, Shared.ELEMENT])
@@ -210,7 +260,8 @@ def test_fake_tensors_have_the_right_shapes() -> None:
     group = make_group(Shared.ELEMENT, dtype=torch.float32)
     ids, offsets = make_batch(6)
     arguments = (
-        group.weights, group.thresholds, group.mask, ids, offsets, 0.0, ROWS, DIMS, FEATURE_TABLES, 4, False,
+        group.weights, group.thresholds, group.mask, group.starts, ids, offsets, None, 0.0, ROWS, DIMS, FEATURE_TABLES,
+        [], 0, 4, False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.thresher.lookup.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
@@ -233,14 +284,28 @@ def test_any_shape_equals_embedding_bag(rows: list[int], dims: list[int], batch:
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     weights = torch.randn(sum(n * d for n, d in zip(rows, dims, strict=True)))
     out = torch.ops.thresher.lookup(
-        weights, weights[:0], weights[:0].bool(), ids, offsets, 0.0, rows, dims, list(range(len(rows))), 0, False
+        weights,
+        weights[:0],
+        weights[:0].byte(),
+        ids[:0],
+        ids,
+        offsets,
+        None,
+        0.0,
+        rows,
+        dims,
+        list(range(len(rows))),
+        [],
+        0,
+        0,
+        False,
     )
     expected = []
-    for feature, table in enumerate(reference.tables_of(rows, dims)):
+    for feature, table in enumerate(layout.tables_of(rows, dims)):
         part = offsets[feature * batch : (feature + 1) * batch + 1]
         expected.append(
             torch.nn.functional.embedding_bag(
-                ids[part[0] : part[-1]], reference.elements(weights, table), part[:-1] - part[0], mode="sum"
+                ids[part[0] : part[-1]], layout.elements(weights, table), part[:-1] - part[0], mode="sum"
             )
         )
     torch.testing.assert_close(out, torch.cat(expected, dim=1))

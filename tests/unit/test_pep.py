@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from thresher.embedding.representation import SoftThreshold
-from thresher.kernels import reference
+from thresher.kernels import layout
 from thresher.methods.pep import PUBLISHED_DRIFT, Pressure, exact_masks, start_thresholds, table_shards
 from thresher.spec import Granularity, SearchSpec, Spec
 from thresher.train.build import Job, build
@@ -153,6 +153,4 @@ def test_replicated_thresholds_are_the_parameters_of_the_collection(ranks: Any) 
         if "dimension" in granularity:
             assert all(float(p.detach()[-1] - p.detach()[0]) == pytest.approx(2.0) for p in parameters)
         for kernel in job.collection.kernels():
-            assert kernel.group.shared == (
-                reference.Shared.COLUMN if "dimension" in granularity else reference.Shared.TABLE
-            )
+            assert kernel.group.shared == (layout.Shared.COLUMN if "dimension" in granularity else layout.Shared.TABLE)

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from thresher.kernels.ops import STATES, Group, Optimizer, Shared
+from thresher.kernels.layout import STATES, Optimizer, Shared
+from thresher.kernels.ops import Group
 
 BATCH, DIM = 512, 16
 
@@ -21,7 +22,8 @@ def step_seconds(rows: int, shared: Shared) -> float:
         weight_states=[torch.zeros(rows * DIM) for _ in STATES[Optimizer.ADAM]],
         thresholds=torch.full((sizes[shared],), -5.0),
         threshold_states=[torch.zeros(sizes[shared]) for _ in STATES[Optimizer.ADAM]] if shared >= Shared.ROW else [],
-        mask=torch.empty(0, dtype=torch.bool),
+        mask=torch.empty(0, dtype=torch.uint8),
+        starts=torch.empty(0, dtype=torch.int64),
         seen=torch.zeros(rows if shared else 0, dtype=torch.bool),
         rows=[rows],
         dims=[DIM],

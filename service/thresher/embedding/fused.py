@@ -15,14 +15,17 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.batched_embedding_kernel import BaseBatchedEmbeddingBag
 from torchrec.distributed.embedding_types import GroupedEmbeddingConfig, ShardedEmbeddingTable
 from torchrec.distributed.types import ShardingType
+from torchrec.modules.embedding_configs import data_type_to_dtype
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from thresher.embedding.compact import fill_kept, flat_state_of, pack_tables
 from thresher.embedding.initial import fill_uniform
 from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
 from thresher.embedding.state import state_of
-from thresher.kernels import reference
-from thresher.kernels.ops import STATES, Group, Shared
+from thresher.kernels import layout, reference
+from thresher.kernels.layout import STATES, Shared
+from thresher.kernels.ops import Group
 
 KERNEL = "thresher"  # key of our TableKernel in TorchRec's fused_params
 
@@ -40,7 +43,7 @@ class TablePart:
         counted: whether this rank speaks for the shard: of a table that every rank holds only the first does.
     """
 
-    table: reference.Table
+    table: layout.Table
     name: str
     first_row: int
     first_column: int
@@ -63,14 +66,19 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         super().__init__(config, pg, device, sharding_type)
         assert config.fused_params is not None
         self.kernel: TableKernel = config.fused_params[KERNEL]
-        if config.is_weighted:
-            raise ValueError("weighted bags have no kernel yet; build the collection with is_weighted=False")
         representation, optimizer = self.kernel.representation, self.kernel.optimizer
         learned = isinstance(representation, SoftThreshold)
         shared = representation.shared if isinstance(representation, SoftThreshold) else Shared.NONE
         rows, dims = self._local_rows, self._local_cols
-        size = {Shared.ROW: sum(rows), Shared.ELEMENT: sum(n * d for n, d in zip(rows, dims, strict=True))}
-        tables = reference.tables_of(rows, dims)
+        tables = layout.tables_of(rows, dims)
+        entries = sum(n * d for n, d in zip(rows, dims, strict=True))
+        mask, starts = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+        if isinstance(representation, Masked):
+            mask, starts = pack_tables(
+                representation.masks, list(zip(tables, self.names, self._row_offset, strict=True))
+            )
+            entries = int(starts[-1])
+        size = {Shared.ROW: sum(rows), Shared.ELEMENT: entries}
 
         def states(one_a_row: bool) -> list[Tensor]:
             return [
@@ -79,13 +87,12 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             ]
 
         self.group = Group(
-            weights=torch.empty(size[Shared.ELEMENT], device=device),
+            weights=torch.empty(entries, dtype=data_type_to_dtype(config.data_type), device=device),
             weight_states=states(one_a_row=False),
             thresholds=torch.full((size.get(shared, 0),), representation.init if learned else 0.0, device=device),
             threshold_states=states(one_a_row=shared == Shared.ROW) if shared in size else [],
-            mask=torch.ones(
-                size[Shared.ELEMENT] if isinstance(representation, Masked) else 0, dtype=torch.bool, device=device
-            ),
+            mask=mask.to(device),
+            starts=starts.to(device),
             seen=torch.zeros(sum(rows) if learned else 0, dtype=torch.bool, device=device),
             rows=rows,
             dims=dims,
@@ -100,7 +107,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             eps=optimizer.eps,
             anchor=torch.empty(0, device=device, requires_grad=True),
         )
-        self.weights = [reference.elements(self.group.weights, table) for table in tables]
+        self.weights = [self.values_of(self.group.weights, table) for table in tables]
         self.shared_thresholds: list[nn.Parameter] = []  # the collection's own replicated parameters, a table each
         self._param_per_table: dict[str, nn.Parameter] = {}
         for name, weight in zip(self.names, self.weights, strict=True):
@@ -126,13 +133,36 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         return self._fused_optimizer
 
     def split_embedding_weights(self) -> list[Tensor]:
-        """Each table's shard [N, D], a view of the flat storage."""
+        """Each table's shard [N, D], or its kept entries; a view of the flat storage."""
         return self.weights
+
+    def state_dict(
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """The shards, for TorchRec's bookkeeping; kept entries it does not understand, the collection names those."""
+        if self.group.mask.numel():
+            return {} if destination is None else destination
+        found: dict[str, Any] = super().state_dict(destination, prefix, keep_vars)
+        return found
+
+    def values_of(self, flat: Tensor, table: layout.Table) -> Tensor:
+        """View of a table's values or their state: [N, D], or, where storage is compact, [kept entries]."""
+        group = self.group
+        return layout.kept_of(flat, group.starts, table) if group.mask.numel() else layout.elements(flat, table)
+
+    def dense_rows(self, part: TablePart, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a shard as [rows, D], 0 where pruned, and which entries stay, or none where all do."""
+        group, table = self.group, part.table
+        if not group.mask.numel():
+            return layout.elements(group.weights, table)[start:stop], None
+        rows = torch.arange(start, min(stop, table.rows), device=group.weights.device)
+        chosen = reference.Rows(table, rows, group.mask, group.starts)
+        return chosen.read(group.weights), layout.unpack_masks(layout.masks_of(group.mask, table)[rows], table.dim)
 
     def parts(self) -> Iterator[TablePart]:
         """The shards, in the order of the group."""
         for table, shard, first_row, first_column in zip(
-            reference.tables_of(self.group.rows, self.group.dims),
+            layout.tables_of(self.group.rows, self.group.dims),
             self._config.embedding_tables,
             self._row_offset,
             self._col_offset,
@@ -146,36 +176,35 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         return s.narrow(0, part.first_column, part.table.dim) if self.group.shared == Shared.COLUMN else s
 
     def row_states(self) -> Iterator[tuple[ShardedEmbeddingTable, dict[str, Tensor]]]:
-        """What a table's shard holds beside its values: `threshold`, `seen` or `mask`, [N, 1] or [N, D] views."""
+        """What a table's shard holds beside its values: `threshold` and `seen`, [N, 1] or [N, D] views."""
         group = self.group
-        for table, shard in zip(
-            reference.tables_of(group.rows, group.dims), self._config.embedding_tables, strict=True
-        ):
+        for table, shard in zip(layout.tables_of(group.rows, group.dims), self._config.embedding_tables, strict=True):
             found = {}
             if group.thresholds.numel():
-                found["threshold"] = reference.thresholds_of(group.thresholds, table, group.shared)
+                found["threshold"] = layout.thresholds_of(group.thresholds, table, group.shared)
             if group.seen.numel():
-                found["seen"] = reference.per_row(group.seen, table)
-            if group.mask.numel():
-                found["mask"] = reference.elements(group.mask, table)
+                found["seen"] = layout.per_row(group.seen, table)
             yield shard, found
 
     def init_parameters(self) -> None:
         """Fill the shards with the values that the seed gives their rows and columns."""
-        for weight, name, first_row, first_column in zip(
-            self.weights, self.names, self._row_offset, self._col_offset, strict=True
-        ):
-            fill_uniform(weight, self.kernel.seed, name, self.kernel.init_scale, first_row, first_column)
+        seed, scale = self.kernel.seed, self.kernel.init_scale
+        for weight, part in zip(self.weights, self.parts(), strict=True):
+            if self.group.mask.numel():
+                fill_kept(weight, self.group.mask, part.table, seed, part.name, scale, part.first_row)
+            else:
+                fill_uniform(weight, seed, part.name, scale, part.first_row, part.first_column)
 
     def forward(self, features: KeyedJaggedTensor, vbe_output: None = None, vbe_output_offsets: None = None) -> Tensor:
         """Pooled vectors [B, Σ D] of this rank's features."""
         if vbe_output is not None or vbe_output_offsets is not None or features.variable_stride_per_key():
             raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
         shared = torch.cat([self.shared_of(part) for part in self.parts()]) if self.shared_thresholds else None
-        return self._lookup(features.values().long(), features.offsets().long(), shared)
+        factors = features.weights() if self._config.is_weighted else None
+        return self._lookup(features.values(), features.offsets(), factors, shared)
 
-    def _lookup(self, indices: Tensor, offsets: Tensor, shared: Tensor | None) -> Tensor:
-        return self.group.lookup(indices, offsets, shared)
+    def _lookup(self, indices: Tensor, offsets: Tensor, factors: Tensor | None, shared: Tensor | None) -> Tensor:
+        return self.group.lookup(indices, offsets, factors, shared)
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -196,7 +225,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
 class _RowOptimizer(FusedOptimizer):
     """State of the fused update as sharded tensors, so that a checkpoint loads under another sharding."""
 
-    def __init__(self, kernel: FusedEmbeddingBag, tables: list[reference.Table], pg: dist.ProcessGroup | None) -> None:
+    def __init__(self, kernel: FusedEmbeddingBag, tables: list[layout.Table], pg: dist.ProcessGroup | None) -> None:
         self._group = group = kernel.group
         names = STATES[group.optimizer]
         params: dict[str, Tensor | ShardedTensor] = {}
@@ -206,7 +235,11 @@ class _RowOptimizer(FusedOptimizer):
             blocks = list(group_of)
 
             def whole(flat: Tensor, one_a_row: bool, blocks: Sequence[Any] = blocks) -> Tensor | ShardedTensor:
-                view = reference.per_row if one_a_row else reference.elements
+                if group.mask.numel() and not one_a_row:
+                    assert isinstance(kernel.kernel.representation, Masked)
+                    ((shard, place, _),) = blocks
+                    return flat_state_of(shard, kernel.values_of(flat, place), kernel.kernel.representation.masks, pg)
+                view = layout.per_row if one_a_row else layout.elements
                 return state_of([(shard, view(flat, place)) for shard, place, _ in blocks], one_a_row, pg)
 
             entries: dict[str, Any] = {f"{table}.step": group.step}
@@ -215,7 +248,7 @@ class _RowOptimizer(FusedOptimizer):
             if group.threshold_states:
                 for (name, one_a_row), flat in zip(names, group.threshold_states, strict=True):
                     entries[f"{table}.threshold_{name}"] = whole(flat, one_a_row or group.shared == Shared.ROW)
-            param = params[f"{table}.weight"] = state_of([(s, w) for s, _, w in blocks], False, pg)
+            param = params[f"{table}.weight"] = whole(group.weights, one_a_row=False)
             state[param] = entries
         super().__init__(params, state, [{"params": list(params.values()), "lr": group.learning_rate}])
 

@@ -32,10 +32,11 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.compact import kept_entries
 from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import Sharder
 from thresher.embedding.sharding_types import COLUMN_SPLIT, SHARDING_TYPES, allowed_types, refusal
-from thresher.kernels.ops import STATES, Shared
+from thresher.kernels.layout import BLOCK_ROWS, STATES, Shared
 
 # On one node they are row-wise and column-wise under another name.
 _MANY_NODES = (
@@ -178,9 +179,20 @@ def _cut_columns(shards: Sequence[Shard], columns: int, blocks: int) -> list[Sha
     ]
 
 
-def state_bytes(rows: int, columns: int, representation: Representation, optimizer: RowOptimizer) -> int:
-    """Bytes that a shard holds beside its values."""
-    entries, states = rows * columns, STATES[optimizer.rule]
+def state_bytes(
+    rows: int, columns: int, representation: Representation, optimizer: RowOptimizer, kept: int | None = None
+) -> int:
+    """Bytes that a shard holds beside the values of a full table, or fewer than those if it is masked.
+
+    Args:
+        rows: of the shard.
+        columns: of the shard.
+        representation: of the table.
+        optimizer: of the table.
+        kept: entries that a masked shard keeps.
+    """
+    states = STATES[optimizer.rule]
+    entries = rows * columns if kept is None else kept
     found = sum(4 * (rows if one_a_row else entries) for _, one_a_row in states)
     if isinstance(representation, SoftThreshold):
         found += rows  # whether training saw them
@@ -189,7 +201,8 @@ def state_bytes(rows: int, columns: int, representation: Representation, optimiz
         elif representation.shared == Shared.ELEMENT:
             found += 4 * entries + sum(4 * (rows if one_a_row else entries) for _, one_a_row in states)
     elif isinstance(representation, Masked):
-        found += entries
+        masks, starts = rows * -(-columns // 8), 8 * (-(-rows // BLOCK_ROWS) + 1)
+        found += masks + starts - 4 * (rows * columns - entries)
     return found
 
 
@@ -204,7 +217,10 @@ class StorageEstimator(EmbeddingStorageEstimator):
             assert isinstance(collection, EmbeddingBagCollection)
             for shard in option.shards:
                 rows, columns = shard.size
-                more = state_bytes(rows, columns, collection.representation, collection.optimizer)
+                representation, kept = collection.representation, None
+                if isinstance(representation, Masked):
+                    kept = kept_entries(representation.masks, option.name, shard.offset[0], rows)
+                more = state_bytes(rows, columns, representation, collection.optimizer, kept)
                 if option.sharding_type == ShardingType.DATA_PARALLEL.value:
                     more += self._gathered_bytes(option)
                 on_gpu = self._topology.compute_device == "cuda"

@@ -7,6 +7,7 @@ over the whole batch. So the replicas stay equal bit for bit, and thresholds and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,8 +46,10 @@ class ReplicatedEmbeddingBag(FusedEmbeddingBag):
         super().__init__(config, pg, device, sharding_type)
         self._counted = pg.rank() == 0
 
-    def _lookup(self, indices: Tensor, offsets: Tensor, shared: Tensor | None) -> Tensor:
-        result: Tensor = _Lookup.apply(self.group.anchor, shared, self.group, self._pg, indices, offsets)  # type: ignore[no-untyped-call]
+    def _lookup(self, indices: Tensor, offsets: Tensor, factors: Tensor | None, shared: Tensor | None) -> Tensor:
+        result: Tensor = _Lookup.apply(  # type: ignore[no-untyped-call]
+            self.group.anchor, shared, factors, self.group, self._pg, indices, offsets
+        )
         return result
 
     def state_dict(
@@ -63,64 +66,91 @@ class _Lookup(torch.autograd.Function):
         ctx: Any,
         anchor: Tensor,
         thresholds: Tensor | None,
+        factors: Tensor | None,
         group: Group,
         pg: dist.ProcessGroup,
         indices: Tensor,
         offsets: Tensor,
     ) -> Tensor:
         del anchor  # an input that asks for a gradient, so that backward is called although the weights do not
-        ctx.group, ctx.pg = group, pg
-        ctx.save_for_backward(indices, offsets, *([] if thresholds is None else [thresholds]))
-        return group.lookup(indices, offsets, thresholds)
+        ctx.group, ctx.pg, ctx.pressure = group, pg, group.pressure
+        ctx.save_for_backward(indices, offsets, thresholds, factors)
+        return group.lookup(indices, offsets, factors, thresholds)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         group: Group = ctx.group
-        indices, offsets, *saved = ctx.saved_tensors
+        indices, offsets, thresholds, factors = ctx.saved_tensors
         if get_gradient_division():  # as TorchRec does where gradients travel to the ranks that hold a shard
             grad = grad / ctx.pg.size()
-        indices, offsets, grad = gather_batch(indices, offsets, grad, len(group.feature_tables), ctx.pg)
-        thresholds = saved[0].detach().requires_grad_() if saved else None
-        with torch.enable_grad():  # the group updates itself in the backward of a lookup
-            group.lookup(indices, offsets, thresholds).backward(grad)
+        batch = gather_batch(indices, offsets, factors, grad, len(group.feature_tables), ctx.pg)
+        wanted = ctx.needs_input_grad[2]
+        threshold_grad, factor_grad = group.update(
+            batch.grad, batch.indices, batch.offsets, batch.factors, thresholds, ctx.pressure, wanted
+        )
         # The gradient of replicated thresholds is whole on every rank; their sum over the ranks shall count it once.
-        own = thresholds.grad if thresholds is not None and ctx.pg.rank() == 0 else None
-        return None, own, None, None, None, None
+        counted = threshold_grad.numel() > 0 and ctx.pg.rank() == 0
+        own = factor_grad[batch.own_ids] if wanted else None
+        return None, threshold_grad if counted else None, own, None, None, None, None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The batch of all ranks.
+
+    Attributes:
+        indices: ids [L], feature by feature, bag by bag, each feature's bags in the order of the ranks.
+        offsets: int64 [features · B + 1], where each bag begins in `indices`.
+        factors: sample weights [L], or none.
+        grad: [B, D], of the pooled vectors.
+        own_ids: places in `indices` of this rank's ids.
+    """
+
+    indices: Tensor
+    offsets: Tensor
+    factors: Tensor | None
+    grad: Tensor
+    own_ids: Tensor
 
 
 def gather_batch(
-    indices: Tensor, offsets: Tensor, grad: Tensor, features: int, pg: dist.ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch of all ranks, each feature's bags in the order of the ranks.
-
-    Every rank must call it as often as the others, also without samples.
+    indices: Tensor, offsets: Tensor, factors: Tensor | None, grad: Tensor, features: int, pg: dist.ProcessGroup
+) -> Batch:
+    """Bring the batch of all ranks together; every rank must call it as often as the others, also without samples.
 
     Args:
-        indices: int64 [L], row numbers, feature by feature, bag by bag.
-        offsets: int64 [features · B + 1], where each bag begins in `indices`.
+        indices: ids [L], feature by feature, bag by bag.
+        offsets: [features · B + 1], where each bag begins in `indices`.
+        factors: sample weights [L], or none.
         grad: [B, D], of the pooled vectors; B and L may differ between ranks.
         features: how many.
         pg: the ranks.
-
-    Returns:
-        `indices`, `offsets` and `grad` of the Σ B samples of all ranks.
     """
     if pg.size() == 1:
-        return indices, offsets, grad
-    lengths = offsets.diff()
+        return Batch(indices, offsets, factors, grad, torch.arange(indices.numel(), device=indices.device))
+    lengths = offsets.long().diff()
     sizes = torch.tensor([lengths.numel(), indices.numel()], device=indices.device)
     counts = [part.tolist() for part in _gather(sizes, [2] * pg.size(), pg)]  # of bags and of ids
-    numbers = _gather(torch.cat([lengths, indices]), [bags + ids for bags, ids in counts], pg)
+    numbers = _gather(torch.cat([lengths, indices.long()]), [bags + ids for bags, ids in counts], pg)
     width = grad.shape[1]
     grads = _gather(grad.flatten(), [bags // features * width for bags, _ in counts], pg)
     lengths_RFB = [part[:bags].view(features, -1) for part, (bags, _) in zip(numbers, counts, strict=True)]
-    ids_RF = [
-        part[bags:].split(lengths_FB.sum(1).tolist())
-        for part, (bags, _), lengths_FB in zip(numbers, counts, lengths_RFB, strict=True)
-    ]
-    all_indices = torch.cat([ids_F[feature] for feature in range(features) for ids_F in ids_RF])
-    all_offsets = torch.nn.functional.pad(torch.cat(lengths_RFB, dim=1).flatten().cumsum(0), (1, 0))
-    return all_indices, all_offsets, torch.cat([part.view(-1, width) for part in grads])
+    ids_RF = [lengths_FB.sum(1).tolist() for lengths_FB in lengths_RFB]
+    ids = [part[bags:] for part, (bags, _) in zip(numbers, counts, strict=True)]
+    owners = [torch.full((n,), rank == pg.rank(), device=indices.device) for rank, (_, n) in enumerate(counts)]
+    return Batch(
+        indices=_by_feature(ids, ids_RF),
+        offsets=torch.nn.functional.pad(torch.cat(lengths_RFB, dim=1).flatten().cumsum(0), (1, 0)),
+        factors=None if factors is None else _by_feature(_gather(factors, [n for _, n in counts], pg), ids_RF),
+        grad=torch.cat([part.view(-1, width) for part in grads]),
+        own_ids=_by_feature(owners, ids_RF).nonzero().flatten(),
+    )
+
+
+def _by_feature(parts_R: list[Tensor], counts_RF: list[list[int]]) -> Tensor:
+    """What the ranks have of each feature, feature after feature, in the order of the ranks."""
+    parts_RF = [part.split(counts) for part, counts in zip(parts_R, counts_RF, strict=True)]
+    return torch.cat([parts_F[feature] for feature in range(len(counts_RF[0])) for parts_F in parts_RF])
 
 
 def _gather(own: Tensor, sizes: list[int], pg: dist.ProcessGroup) -> list[Tensor]:

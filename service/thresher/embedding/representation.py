@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
-from thresher.kernels.ops import Optimizer, Shared
+from torch import Tensor
+
+from thresher.kernels.layout import Optimizer, Shared
 from thresher.spec import Granularity
 
 
@@ -50,9 +54,22 @@ _SHARED: dict[Granularity, Shared] = {
 }
 
 
+class MaskSource(Hashable, Protocol):
+    """Where the masks of tables come from. Sources are hashable; equal ones give equal masks."""
+
+    def packed(self, table: str, first_row: int, rows: int) -> Tensor:
+        """Some rows of a table's mask, uint8 [rows, ⌈D/8⌉]; bit j mod 8 of byte j div 8 says whether column j stays."""
+
+
 @dataclass(frozen=True)
 class Masked:
-    """V[i] ⊙ M[i]: what a scheme pruned stays exactly 0 through training."""
+    """V[i] ⊙ M[i]: what a scheme pruned stays exactly 0 through training, and takes no memory.
+
+    Attributes:
+        masks: of every table.
+    """
+
+    masks: MaskSource
 
 
 Representation = Dense | SoftThreshold | Masked

@@ -7,7 +7,9 @@ follow torchrec 1.8; a test guards the signatures.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,15 +26,18 @@ from torchrec.distributed.embedding_types import (
     ShardedEmbeddingTable,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
-from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingType
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import data_type_to_dtype
+from torchrec.optim.fused import EmptyFusedOptimizer
 
 from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.compact import flat_sharded
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
 from thresher.embedding.replicated import ReplicatedSharding
-from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
+from thresher.embedding.representation import Masked, MaskSource, SoftThreshold, TableKernel
 from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
 from thresher.embedding.state import own_parts, sharded_like
-from thresher.kernels.ops import Shared
+from thresher.kernels.layout import Shared
 
 
 class _Lookup(GroupedPooledEmbeddingsLookup):
@@ -51,9 +56,9 @@ class _Lookup(GroupedPooledEmbeddingsLookup):
 class ShardedCollection(ShardedEmbeddingBagCollection):
     """A rank's part of an `EmbeddingBagCollection`.
 
-    In its state dict each table has `weight` and, by its representation, `threshold`, `seen` and `mask`, sharded like
-    the weight, or plain tensors where every rank holds the table; thresholds shared by tables or columns are the
-    replicated parameters `shared_thresholds.*`.
+    In its state dict each table has `weight` and, by its representation, `threshold` and `seen`, sharded like the
+    weight, or plain tensors where every rank holds the table; of a masked table the weight is the kept entries alone.
+    Thresholds shared by tables or columns are the replicated parameters `shared_thresholds.*`.
     """
 
     def __init__(
@@ -152,7 +157,15 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         """Nothing to do: each kernel filled its shards by their place in the table."""
 
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
+        plan: EmbeddingModuleShardingPlan = self.module_sharding_plan  # type: ignore[has-type]
+        if isinstance(self._representation, Masked):
+            # Customized kernels TorchRec leaves to us; it would insist on values of the full table's shape.
+            custom = EmbeddingComputeKernel.CUSTOMIZED_KERNEL.value
+            self.module_sharding_plan = EmbeddingModuleShardingPlan(
+                {name: replace(parameter, compute_kernel=custom) for name, parameter in plan.items()}
+            )
         super()._initialize_torch_state(skip_registering)
+        self.module_sharding_plan = plan
         pg = self._env.process_group
         # What stands in a state dict for each key, and the tensors of this rank that it fills.
         self._sharded: dict[str, tuple[ShardedTensor, list[Tensor]]] = {
@@ -164,6 +177,8 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             for shard, states in kernel.row_states():
                 for name, tensor in states.items():
                     local.setdefault((shard.name, name), []).append((shard, tensor))
+        if isinstance(self._representation, Masked):
+            self._add_kept_entries(self._representation.masks)
         for config in self._embedding_bag_configs:
             for name, (dtype, one_a_row) in self._expected_states().items():
                 parts = local.get((config.name, name), [])
@@ -179,6 +194,33 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 self._sharded[f"embedding_bags.{config.name}.{name}"] = whole, tensors if parts else []
         if not skip_registering:
             self._register_state_dict_hook(_give_sharded)
+
+    def _add_kept_entries(self, masks: MaskSource) -> None:
+        """Name the kept entries of masked tables, which TorchRec was told to pass over."""
+        local = {
+            shard.name: (shard, values)
+            for kernel in self.kernels()
+            for shard, values in zip(kernel.config.embedding_tables, kernel.weights, strict=True)
+        }
+        for config in self._embedding_bag_configs:
+            spec = self.module_sharding_plan[config.name].sharding_spec
+            if spec is None:  # every rank holds the table, so its parameter stands in the state dict as it is
+                continue
+            own = []
+            if config.name in local:
+                shard, values = local[config.name]
+                assert shard.local_metadata is not None
+                own = [(shard.local_metadata, values)]
+            else:
+                empty = nn.Parameter(torch.empty(0, device=self._device))
+                empty._in_backward_optimizers = [EmptyFusedOptimizer()]  # type: ignore[attr-defined]
+                self.embedding_bags[config.name].register_parameter("weight", empty)
+            dtype = data_type_to_dtype(config.data_type)
+            full = spec.build_metadata(
+                torch.Size([config.num_embeddings, config.embedding_dim]), TensorProperties(dtype=dtype)
+            )
+            flat = flat_sharded(full, config.name, dtype, own, masks, self._env.process_group)
+            self._sharded[f"embedding_bags.{config.name}.weight"] = flat, [values for _, values in own]
 
     @staticmethod
     def _pre_load_state_dict_hook(self: ShardedCollection, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -211,12 +253,11 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             if self._representation.replicated:
                 return seen
             return {"threshold": (torch.float32, self._representation.shared == Shared.ROW)} | seen
-        return {"mask": (torch.bool, False)} if isinstance(self._representation, Masked) else {}
+        return {}
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """All of its parameters and buffers: DDP must neither broadcast nor reduce any of them."""
-        yield from super().sharded_parameter_names(prefix)
-        for name, _ in self.named_buffers(prefix):
+        for name, _ in itertools.chain(self.named_parameters(prefix), self.named_buffers(prefix)):
             yield name
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchrec.distributed.types import ShardingType
 
-from thresher.embedding.representation import Representation, RowOptimizer, SoftThreshold
-from thresher.kernels.ops import Optimizer, Shared
+from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.kernels.layout import Optimizer, Shared
 
 # TorchRec's names; what splits tables by rows leaves each row whole.
 ROW_SPLIT = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
@@ -31,6 +31,11 @@ def refusal(representation: Representation, optimizer: RowOptimizer, sharding_ty
             return (
                 f"granularity {representation.granularity} shares a threshold by the columns of a row, which may then "
                 f"not be split; take one of {instead}, or granularity feature_dimension"
+            )
+        if isinstance(representation, Masked):
+            return (
+                "the kept values of a row lie side by side, so that its columns may not be split; take one of "
+                f"{instead}"
             )
         if optimizer.rule == Optimizer.ROWWISE_ADAGRAD:
             return (

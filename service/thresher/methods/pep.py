@@ -27,7 +27,7 @@ from torch import Tensor
 
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.sharding import ShardedCollection
-from thresher.kernels import reference
+from thresher.kernels import layout
 from thresher.methods.ranking import RankedShard, select_largest
 from thresher.spec import SearchSpec, budget_name, budget_params
 
@@ -76,7 +76,7 @@ def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard
     threshold = (
         kernel.shared_of(part).detach().view(1, -1)
         if kernel.shared_thresholds
-        else reference.thresholds_of(group.thresholds, part.table, group.shared)
+        else layout.thresholds_of(group.thresholds, part.table, group.shared)
     )
     return TableShard(
         name=part.name,
@@ -84,9 +84,9 @@ def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard
         first_row=part.first_row,
         first_column=part.first_column,
         columns=part.columns,
-        weight_ND=reference.elements(group.weights, part.table),
+        weight_ND=layout.elements(group.weights, part.table),
         threshold=threshold,
-        seen_N1=reference.per_row(group.seen, part.table),
+        seen_N1=layout.per_row(group.seen, part.table),
     )
 
 

@@ -6,6 +6,7 @@ bit j mod 8 (from the low end) of byte j div 8 says whether column j stays.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from thresher.rundir import read_json, write_json
-from thresher.tables.format import mask_bytes, unpack_masks
+from thresher.tables.format import unpack_masks
 
 SCHEME = "scheme.json"
 MASKS = "masks.safetensors"
@@ -27,23 +29,34 @@ def save_masks(path: Path, packed: dict[str, NDArray[np.uint8]]) -> None:
     save_file(packed, str(path))
 
 
-def load_mask(path: Path, table: str, dim: int, first_row: int, rows: int) -> NDArray[np.bool_]:
-    """Some rows of a table's mask, [rows, dim].
+@dataclass(frozen=True)
+class SchemeMasks:
+    """The masks of a scheme, read from its file as they are asked for.
 
-    Raises:
-        ValueError: if the file has no such table or rows.
+    Attributes:
+        path: of the file.
     """
-    with safe_open(str(path), framework="numpy") as file:
-        if table not in file.keys():  # noqa: SIM118 - not a dict
-            raise ValueError(f"{path}: no mask for table {table}; run prune again")
-        part = file.get_slice(table)
-        total, width = part.get_shape()
-        if first_row + rows > total or width != mask_bytes(dim):
-            raise ValueError(
-                f"{path}: mask of {table} is {total} x {width} bytes, but the table needs {first_row + rows} rows of "
-                f"{dim} columns; run prune again on this data and model"
-            )
-        return unpack_masks(part[first_row : first_row + rows], dim)
+
+    path: Path
+
+    def packed(self, table: str, first_row: int, rows: int) -> Tensor:
+        """Some rows of a table's mask, uint8 [rows, ⌈D/8⌉].
+
+        Raises:
+            ValueError: if the file has no such table or rows.
+        """
+        with safe_open(str(self.path), framework="pt") as file:
+            if table not in file.keys():  # noqa: SIM118 - not a dict
+                raise ValueError(f"{self.path}: no mask for table {table}; run prune again")
+            part = file.get_slice(table)
+            total = part.get_shape()[0]
+            if first_row + rows > total:
+                raise ValueError(
+                    f"{self.path}: the mask of {table} has {total} rows, but the table needs {first_row + rows}; run "
+                    "prune again on this data and model"
+                )
+            mask: Tensor = part[first_row : first_row + rows]
+            return mask
 
 
 def describe(budget: float | int, method: str, packed: dict[str, NDArray[np.uint8]], dim: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from thresher import rundir
-from thresher.kernels import reference
+from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -95,32 +95,30 @@ def _write(
 
 def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
     """A table's rows in order, on the first rank; the other ranks send theirs and get nothing."""
-    own: dict[tuple[int, int], tuple[NDArray[np.float32], NDArray[np.bool_] | None]] = {}
-    for kernel in job.collection.kernels():
-        group = kernel.group
-        for part in kernel.parts():
-            if part.name == table and part.counted:
-                mask = reference.elements(group.mask, part.table).cpu().numpy() if group.mask.numel() else None
-                values = reference.elements(group.weights, part.table).cpu().numpy()
-                own[part.first_row, part.first_column] = values, mask
+    own = {
+        (part.first_row, part.first_column): (kernel, part)
+        for kernel in job.collection.kernels()
+        for part in kernel.parts()
+        if part.name == table and part.counted
+    }
     spans: list[list[tuple[int, int, int]]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(spans, [(row, len(values), column) for (row, column), (values, _) in own.items()])
+    dist.all_gather_object(spans, [(row, part.table.rows, column) for (row, column), (_, part) in own.items()])
     in_order = sorted((*span, rank) for rank, parts in enumerate(spans) for span in parts)
     for (first, count), blocks in groupby(in_order, key=lambda span: span[:2]):
         owners = [(column, owner) for _, _, column, owner in blocks]
         for start in range(0, count, _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            found = [_to_first(_cut(own.get((first, column)), rows), owner, ranks) for column, owner in owners]
+            found = [_to_first(_cut(own.get((first, column)), start), owner, ranks) for column, owner in owners]
             if ranks.first:
                 yield _beside(found)
 
 
-def _cut(part: Rows | None, rows: slice) -> Rows | None:
-    """Some rows of a part, where this rank has it."""
-    if part is None:
+def _cut(held: tuple[FusedEmbeddingBag, TablePart] | None, start: int) -> Rows | None:
+    """A chunk of a part's rows, where this rank has it."""
+    if held is None:
         return None
-    values, mask = part
-    return values[rows], None if mask is None else mask[rows]
+    kernel, part = held
+    values, kept = kernel.dense_rows(part, start, start + _CHUNK_ROWS)
+    return values.cpu().numpy(), None if kept is None else kept.cpu().numpy()
 
 
 def _beside(blocks: list[Rows]) -> Rows:

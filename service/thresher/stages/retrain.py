@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
 from thresher import rundir
 from thresher.embedding.representation import Masked
-from thresher.embedding.sharding import ShardedCollection
-from thresher.kernels import reference
-from thresher.methods.scheme import MASKS, load_mask, read_scheme
+from thresher.methods.scheme import MASKS, SchemeMasks, read_scheme
 from thresher.progress import Progress
 from thresher.spec import Spec, TrainSpec, budget_name
 from thresher.stages.frame import building, inputs_of, run_lease
@@ -42,8 +36,7 @@ def run(spec: Spec) -> None:
                 with building("retrain", run_dir.model(name), inputs, ranks) as work:
                     if work is None:
                         continue
-                    job = build(spec, meta, ranks, Masked(), train, table_seed, dense_seed)
-                    apply_mask(job.collection, scheme / MASKS)
+                    job = build(spec, meta, ranks, Masked(SchemeMasks(scheme / MASKS)), train, table_seed, dense_seed)
                     if spec.retrain.dense == "keep":
                         step = rundir.read_json(run_dir.search / "search.json")["step"]
                         checkpoint.load_dense(job, checkpoint.at(run_dir.search / "checkpoints", step))
@@ -57,15 +50,3 @@ def retrain_spec(spec: Spec) -> TrainSpec:
     """How the retraining trains: as the baseline, but for what the spec says of it."""
     own = spec.retrain.model_dump(include={"epochs", "embedding_learning_rate", "embedding_weight_decay"})
     return spec.train.model_copy(update={key: value for key, value in own.items() if value is not None})
-
-
-@torch.no_grad()
-def apply_mask(collection: ShardedCollection, masks: Path) -> None:
-    """Give each shard its part of the mask and set what was pruned to 0."""
-    for kernel in collection.kernels():
-        group = kernel.group
-        for part in kernel.parts():
-            rows, columns = part.table.rows, slice(part.first_column, part.first_column + part.table.dim)
-            mask_ND = torch.from_numpy(load_mask(masks, part.name, part.columns, part.first_row, rows)[:, columns])
-            reference.elements(group.mask, part.table).copy_(mask_ND)
-            reference.elements(group.weights, part.table).mul_(mask_ND.to(group.weights.device))

@@ -16,9 +16,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.planning import make_plan
-from thresher.embedding.representation import Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
-from thresher.kernels.ops import Optimizer
+from thresher.embedding.sharding_types import COLUMN_SPLIT
+from thresher.kernels.layout import Optimizer
 from thresher.models.deepfm import DeepFM
 from thresher.models.fm import FM
 from thresher.spec import ModelSpec, Spec, TrainSpec
@@ -115,10 +116,13 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], nume
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
     names = {"auto": None, "grid": ShardingType.GRID_SHARD.value}  # the others are TorchRec's own
+    sharding = names.get(spec.runtime.sharding, spec.runtime.sharding)
+    if isinstance(collection.representation, Masked) and sharding in COLUMN_SPLIT:
+        sharding = None  # a search may split columns, but what it leaves of a row is stored together
     return make_plan(
         model,
         collection,
-        names.get(spec.runtime.sharding, spec.runtime.sharding),
+        sharding,
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
         device_type=ranks.device.type,

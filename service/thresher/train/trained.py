@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from thresher import rundir
-from thresher.embedding.representation import Dense, Masked
+from thresher.embedding.representation import Dense, Masked, Representation
+from thresher.methods.scheme import MASKS, SchemeMasks
 from thresher.rundir import RunDir
 from thresher.spec import Spec, budget_name
 from thresher.train import checkpoint
@@ -21,7 +22,9 @@ def load_trained(spec: Spec, meta: Mapping[str, Any], ranks: Ranks, run: RunDir,
         ValueError: if its checkpoint is missing or broken.
     """
     folder = run.baseline if budget is None else run.model(budget_name(budget))
-    representation = Dense() if budget is None else Masked()
+    representation: Representation = Dense()
+    if budget is not None:
+        representation = Masked(SchemeMasks(run.scheme(budget_name(budget)) / MASKS))
     job = build(spec, meta, ranks, representation, spec.train, table_seed=spec.seed, dense_seed=spec.seed)
     step = rundir.read_json(folder / "model.json")["step"]
     checkpoint.load(job, checkpoint.at(folder / "checkpoints", step), optimizers=False)

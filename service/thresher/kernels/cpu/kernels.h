@@ -1,0 +1,86 @@
+// What the vectorised kernels are given, in plain C++: the file with PyTorch's headers is compiled once, the kernels
+// once for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace thresher {
+
+constexpr int64_t kBlockRows = 8;   // rows that share a start in compact storage
+constexpr int64_t kMaxDim = 1024;   // columns of a table
+constexpr int64_t kMaxPartitions = 16;
+
+enum class Shared { kNone, kTable, kColumn, kRow, kElement };
+enum class Combine { kAdd, kMult, kConcat };
+enum class Rule { kSgd, kRowwiseAdagrad, kAdagrad, kAdam };
+enum class Dtype { kFloat, kHalf, kBFloat16 };
+
+// How the kernels see a row. A threshold shared by a whole table is one that every column shares.
+enum class Kind { kPlain, kColumn, kRow, kElement, kMasked };
+
+// One table. All pointers are to the table's own part, but `weights` and their states are to the whole flat tensors
+// where storage is compact, since `starts` counts from there.
+struct Table {
+  int64_t rows, dim;
+  void* weights;
+  float* states[2];
+  float* thresholds;
+  float* threshold_states[2];
+  bool* seen;
+  const float* column_thresholds;  // g of each column, for kColumn
+  const uint8_t* masks;
+  const int64_t* starts;
+  int partitions;  // 0 for a plain table
+  int64_t divisors[kMaxPartitions], moduli[kMaxPartitions], first_rows[kMaxPartitions];
+};
+
+// Ids of one feature, its bags [0, batch).
+struct Bags {
+  const int64_t* indices;
+  const int64_t* offsets;        // of bag b: ids [offsets[b], offsets[b + 1])
+  const float* sample_weights;   // of each id, or null
+  bool mean;
+};
+
+struct Update {
+  float learning_rate, weight_decay, threshold_learning_rate, threshold_weight_decay, eps;
+  float correction1, correction2;  // Adam's 1 − beta^step
+};
+
+// The rows that one task updates: keys are row << shift | payload, in order. The payload says where the gradient is:
+// the bag, counted over the table's features, or, where `bag_of` is there, the id.
+struct Merged {
+  const uint64_t* keys;
+  int64_t count;
+  int shift;
+  const uint32_t* bag_of;   // bag of each id, by payload
+  const int64_t* id_of;     // place in `indices` of each id, by payload
+  const float* grad;        // [batch, stride]
+  int64_t stride, batch;
+  const int64_t* columns;   // first column in grad of each of the table's features
+  const Bags* bags;         // each of the table's features
+  float* column_grads;      // [dim, padded to a vector], for kColumn: sums of ĝ sign(v)
+  float* merged;            // composed tables: merged gradients [rows of the task, dim]
+};
+
+struct Kernels {
+  // Pooled vectors of bags [first, last) to out + bag * stride. Gives the place of the first bad id, or -1.
+  int64_t (*lookup)(const Table&, Kind, Dtype, Combine, const Bags&, float pressure, int64_t first, int64_t last,
+                    float* out, int64_t stride);
+  // For each id of bags [first, last) the product of its vector with the bag's gradient.
+  void (*sample_weight_grad)(const Table&, Kind, Dtype, Combine, const Bags&, float pressure, int64_t first,
+                             int64_t last, const float* grad, int64_t stride, float* out);
+  // Merge the gradients of equal rows and update the rows, their states and thresholds.
+  void (*update)(const Table&, Kind, Dtype, Rule, const Merged&, const Update&, float pressure);
+  // The same in two steps, for composed tables: a row's gradient depends on other rows as they were.
+  void (*merge_composed)(const Table&, Kind, Dtype, Combine, const Merged&, float pressure);
+  void (*update_merged)(const Table&, Kind, Dtype, Rule, const Merged&, const Update&, float pressure);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace thresher
