@@ -1,89 +1,34 @@
 """The lookup and its fused update in plain PyTorch: what every faster backend must equal.
 
-Shapes: T tables, N rows of one or several, D columns, F features, B samples, L ids in a batch, U different rows in a
-batch. A group of tables lies in one flat tensor, table after table, row after row; so do thresholds, masks and
-optimizer states. Tables of one width that lie side by side are handled as one *block*, so that the number of PyTorch
-calls does not grow with the number of tables. The cost of a step depends on L and U, never on N.
+Arguments as in `ops`, shapes as in `layout`. A table at a time, and only rows of the batch: the cost of a step depends
+on L and U, never on N. Values of 16 bits are computed with in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
-
-class Shared(IntEnum):
-    """Which entries of one table share a threshold; `NONE` is a table without thresholds."""
-
-    NONE = 0
-    TABLE = 1
-    COLUMN = 2
-    ROW = 3
-    ELEMENT = 4
-
-
-class Optimizer(IntEnum):
-    """Update rules of the fused backward."""
-
-    SGD = 0
-    ROWWISE_ADAGRAD = 1
-    ADAGRAD = 2
-    ADAM = 3
-
-
-# Flat tensors of state an update rule keeps for each tensor it updates, and whether each holds one value a row.
-STATES: dict[Optimizer, tuple[tuple[str, bool], ...]] = {
-    Optimizer.SGD: (),
-    Optimizer.ROWWISE_ADAGRAD: (("sum", True),),
-    Optimizer.ADAGRAD: (("sum", False),),
-    Optimizer.ADAM: (("exp_avg", False), ("exp_avg_sq", False)),
-}
-BETA1, BETA2 = 0.9, 0.999
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of a group, and where its part of each flat tensor begins."""
-
-    rows: int
-    dim: int
-    first_element: int
-    first_row: int
-    first_column: int
-    number: int
-
-
-def tables_of(rows: Sequence[int], dims: Sequence[int]) -> list[Table]:
-    """The tables of a group in the order in which they lie in its flat tensors."""
-    tables, element, row, column = [], 0, 0, 0
-    for number, (n, d) in enumerate(zip(rows, dims, strict=True)):
-        tables.append(Table(n, d, element, row, column, number))
-        element, row, column = element + n * d, row + n, column + d
-    return tables
-
-
-def elements(flat: Tensor, table: Table) -> Tensor:
-    """View of a flat tensor with one value an entry as the table's [N, D]."""
-    return flat.narrow(0, table.first_element, table.rows * table.dim).view(table.rows, table.dim)
-
-
-def per_row(flat: Tensor, table: Table) -> Tensor:
-    """View of a flat tensor with one value a row as the table's [N, 1]."""
-    return flat.narrow(0, table.first_row, table.rows).view(table.rows, 1)
-
-
-def thresholds_of(flat: Tensor, table: Table, shared: Shared) -> Tensor:
-    """The table's part of the flat thresholds: [1, 1], [1, D], [N, 1] or [N, D]."""
-    if shared == Shared.TABLE:
-        return flat[table.number].view(1, 1)
-    if shared == Shared.COLUMN:
-        return flat.narrow(0, table.first_column, table.dim).view(1, table.dim)
-    return per_row(flat, table) if shared == Shared.ROW else elements(flat, table)
+from thresher.kernels.layout import (
+    BETA1,
+    BETA2,
+    BLOCK_ROWS,
+    STATES,
+    Combine,
+    Optimizer,
+    Shared,
+    Table,
+    elements,
+    masks_of,
+    partitions_of,
+    per_row,
+    tables_of,
+    thresholds_of,
+    unpack_masks,
+)
 
 
 def soft_threshold(values: Tensor, threshold: Tensor) -> Tensor:
@@ -95,28 +40,28 @@ def lookup(
     weights: Tensor,
     thresholds: Tensor,
     mask: Tensor,
+    starts: Tensor,
     indices: Tensor,
     offsets: Tensor,
+    sample_weights: Tensor | None,
     pressure: float,
     rows: Sequence[int],
     dims: Sequence[int],
     feature_tables: Sequence[int],
+    partitions: Sequence[int],
+    combine: int,
     shared: int,
     mean: bool,
 ) -> Tensor:
-    """Pooled vectors [B, Σ D over features]; arguments as in `ops`."""
-    shared = Shared(shared)
-    batch = (offsets.numel() - 1) // len(feature_tables)
+    """Pooled vectors [B, Σ output columns over features]."""
+    tables, splits = tables_of(rows, dims), partitions_of(partitions, len(rows))
     pooled = []
-    for block in _blocks(rows, dims, feature_tables):
-        ids = _Ids(block, indices, offsets, batch)
-        vectors_LD = block.elements(weights)[ids.rows_L]
-        if shared != Shared.NONE:
-            s = block.thresholds(thresholds, shared)[ids.rows_L if shared >= Shared.ROW else ids.tables_L]
-            vectors_LD = soft_threshold(vectors_LD, torch.sigmoid(s + pressure))
-        if mask.numel():
-            vectors_LD = vectors_LD * block.elements(mask)[ids.rows_L]
-        pooled.append(ids.pool(vectors_LD, mean))
+    for feature, number in enumerate(feature_tables):
+        bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
+        rows_LK = _physical_rows(bags.ids_L, splits[number])
+        chosen = _Rows(tables[number], rows_LK.flatten(), mask, starts)
+        vectors_LKD = _vectors(chosen, weights, thresholds, Shared(shared), pressure).view(*rows_LK.shape, -1)
+        pooled.append(bags.pool(_combined(vectors_LKD, Combine(combine)), mean))
     return torch.cat(pooled, dim=1)
 
 
@@ -127,13 +72,17 @@ def update(
     thresholds: Tensor,
     threshold_states: Sequence[Tensor],
     mask: Tensor,
+    starts: Tensor,
     seen: Tensor,
     indices: Tensor,
     offsets: Tensor,
+    sample_weights: Tensor | None,
     pressure: float,
     rows: Sequence[int],
     dims: Sequence[int],
     feature_tables: Sequence[int],
+    partitions: Sequence[int],
+    combine: int,
     shared: int,
     mean: bool,
     optimizer: int,
@@ -143,159 +92,230 @@ def update(
     threshold_weight_decay: float,
     eps: float,
     step: int,
-) -> Tensor:
-    """Backward and update in one: changes rows of the batch in place; returns the gradient of shared thresholds."""
+    sample_weight_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Backward and update in one; gives the gradients of shared thresholds and of sample weights."""
     shared, rule = Shared(shared), Optimizer(optimizer)
-    batch = (offsets.numel() - 1) // len(feature_tables)
     per_table = shared in (Shared.TABLE, Shared.COLUMN)
     threshold_grad = torch.zeros_like(thresholds) if per_table else thresholds.new_empty(0)
-    column = 0
-    for block in _blocks(rows, dims, feature_tables):
-        ids = _Ids(block, indices, offsets, batch)
-        width = len(block.features) * block.dim
-        grad_LD = ids.spread(grad[:, column : column + width], mean)
-        column += width
-        rows_U, inverse_L = torch.unique(ids.rows_L, return_inverse=True)
-        grad_UD = grad_LD.new_zeros(rows_U.numel(), block.dim).index_add_(0, inverse_L, grad_LD)
-        values = block.elements(weights)
-        if mask.numel():
-            grad_UD = grad_UD * block.elements(mask)[rows_U]
+    weight_grads = []
+    columns = dict(enumerate(_feature_columns(grad, dims, feature_tables, partitions, combine)))
+    splits = partitions_of(partitions, len(rows))
+    for table in tables_of(rows, dims):
+        rows_P, grads_PD = [], []  # of all pairs of an id and one of its partitions
+        for feature in (f for f, number in enumerate(feature_tables) if number == table.number):
+            bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
+            rows_LK = _physical_rows(bags.ids_L, splits[table.number])
+            chosen = _Rows(table, rows_LK.flatten(), mask, starts)
+            vectors_LKD = _vectors(chosen, weights, thresholds, shared, pressure).view(*rows_LK.shape, -1)
+            grad_LD = bags.spread(columns[feature], mean)
+            if sample_weight_grad:
+                weight_grads.append((feature, (grad_LD * _combined(vectors_LKD, Combine(combine))).sum(1)))
+            rows_P.append(rows_LK.flatten())
+            grads_PD.append(_grad_of_rows(bags.weighted(grad_LD), vectors_LKD, Combine(combine)).flatten(0, 1))
+        if not rows_P:
+            continue
+        rows_U, inverse_P = torch.unique(torch.cat(rows_P), return_inverse=True)
+        grad_UD = grads_PD[0].new_zeros(rows_U.numel(), table.dim).index_add_(0, inverse_P, torch.cat(grads_PD))
+        chosen = _Rows(table, rows_U, mask, starts)
         if shared != Shared.NONE:
-            tables_U = torch.bucketize(rows_U, block.last_rows(rows_U.device), right=True)
-            s = block.thresholds(thresholds, shared)
-            v_UD = values[rows_U]
-            g_UD = torch.sigmoid(s[tables_U if per_table else rows_U] + pressure)
+            s = thresholds_of(thresholds, table, shared)
+            v_UD = chosen.read(weights)
+            g_UD = torch.sigmoid((s if per_table else s[rows_U]) + pressure)
             grad_UD = grad_UD * (v_UD.abs() > g_UD)
             grad_s_UD = -(g_UD * (1 - g_UD)) * grad_UD * v_UD.sign()
             if shared in (Shared.TABLE, Shared.ROW):
                 grad_s_UD = grad_s_UD.sum(1, keepdim=True)
             if per_table:
-                block.thresholds(threshold_grad, shared).index_add_(0, tables_U, grad_s_UD)
+                thresholds_of(threshold_grad, table, shared).add_(grad_s_UD.sum(0, keepdim=True))
             else:
-                states = block.states(threshold_states, rule, one_a_row=shared == Shared.ROW)
-                _step(rule, s, rows_U, grad_s_UD, states, threshold_learning_rate, threshold_weight_decay, eps, step)
-            seen[block.first_row + rows_U] = True
-        states = block.states(weight_states, rule, one_a_row=False)
-        _step(rule, values, rows_U, grad_UD, states, learning_rate, weight_decay, eps, step)
-    return threshold_grad
+                _step_thresholds(
+                    rule, table, rows_U, thresholds, grad_s_UD, threshold_states, shared,
+                    threshold_learning_rate, threshold_weight_decay, eps, step,
+                )  # fmt: skip
+            per_row(seen, table)[rows_U] = True
+        values_UD = chosen.read(weights)
+        states = [
+            per_row(state, table)[rows_U] if one_a_row else chosen.read(state)
+            for state, (_, one_a_row) in zip(weight_states, STATES[rule], strict=True)
+        ]
+        values_UD, states = _step(rule, values_UD, grad_UD, states, learning_rate, weight_decay, eps, step)
+        chosen.write(weights, values_UD)
+        for state, new, (_, one_a_row) in zip(weight_states, states, STATES[rule], strict=True):
+            if one_a_row:
+                per_row(state, table)[rows_U] = new
+            else:
+                chosen.write(state, new)
+    in_order = [grad_L for _, grad_L in sorted(weight_grads, key=lambda found: found[0])]
+    return threshold_grad, torch.cat(in_order) if in_order else grad.new_empty(0)
 
 
 def _step(
     rule: Optimizer,
-    values_ND: Tensor,
-    rows_U: Tensor,
+    values_UD: Tensor,
     grad_UD: Tensor,
     states: Sequence[Tensor],
     learning_rate: float,
     weight_decay: float,
     eps: float,
     step: int,
-) -> None:
-    """One step of the update rule on the rows of the batch; L2 joins the gradient, as in torch.optim."""
-    values_UD = values_ND[rows_U]
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of the update rule on some rows; L2 joins the gradient, as in torch.optim."""
     grad_UD = grad_UD + weight_decay * values_UD if weight_decay else grad_UD
     if rule == Optimizer.SGD:
-        change_UD = grad_UD
-    elif rule == Optimizer.ADAM:  # the moments of rows outside the batch rest, as in torch.optim.SparseAdam
+        return values_UD - learning_rate * grad_UD, []
+    if rule == Optimizer.ADAM:  # the moments of rows outside the batch rest, as in torch.optim.SparseAdam
         first, second = states
-        first_UD = first[rows_U].lerp_(grad_UD, 1 - BETA1)
-        second_UD = second[rows_U].mul_(BETA2).addcmul_(grad_UD, grad_UD, value=1 - BETA2)
-        first[rows_U], second[rows_U] = first_UD, second_UD
+        first_UD = first.lerp(grad_UD, 1 - BETA1)
+        second_UD = (second * BETA2).addcmul_(grad_UD, grad_UD, value=1 - BETA2)
         root_UD = second_UD.div(1 - BETA2**step).sqrt_().add_(eps)
         change_UD = first_UD.div(1 - BETA1**step).div_(root_UD)
-    else:
-        (total,) = states
-        square = grad_UD.square()
-        total_U = total[rows_U] + (square.mean(1, keepdim=True) if rule == Optimizer.ROWWISE_ADAGRAD else square)
-        total[rows_U] = total_U
-        change_UD = grad_UD / (total_U.sqrt() + eps)
-    values_ND[rows_U] = values_UD - learning_rate * change_UD
+        return values_UD - learning_rate * change_UD, [first_UD, second_UD]
+    square = grad_UD.square()
+    total = states[0] + (square.mean(1, keepdim=True) if rule == Optimizer.ROWWISE_ADAGRAD else square)
+    return values_UD - learning_rate * grad_UD / (total.sqrt() + eps), [total]
+
+
+def _step_thresholds(
+    rule: Optimizer,
+    table: Table,
+    rows_U: Tensor,
+    thresholds: Tensor,
+    grad: Tensor,
+    flat_states: Sequence[Tensor],
+    shared: Shared,
+    learning_rate: float,
+    weight_decay: float,
+    eps: float,
+    step: int,
+) -> None:
+    """Update the thresholds of the batch's rows, [U, 1] or [U, D], by the same rule as the values."""
+    views = [
+        per_row(state, table) if one_a_row or shared == Shared.ROW else elements(state, table)
+        for state, (_, one_a_row) in zip(flat_states, STATES[rule], strict=True)
+    ]
+    s = thresholds_of(thresholds, table, shared)
+    s[rows_U], states = _step(rule, s[rows_U], grad, [v[rows_U] for v in views], learning_rate, weight_decay, eps, step)
+    for view, state in zip(views, states, strict=True):
+        view[rows_U] = state
+
+
+def _physical_rows(ids_L: Tensor, split: list[tuple[int, int]]) -> Tensor:
+    """Rows of the stacked partitions [L, K] for each id; for a plain table the ids themselves, K = 1."""
+    if not split:
+        return ids_L.unsqueeze(1)
+    first, rows = 0, []
+    for divisor, modulus in split:
+        rows.append(first + ids_L // divisor % modulus)
+        first += modulus
+    return torch.stack(rows, dim=1)
+
+
+def _vectors(chosen: _Rows, weights: Tensor, thresholds: Tensor, shared: Shared, pressure: float) -> Tensor:
+    """The rows after thresholding, [·, D]."""
+    values = chosen.read(weights)
+    if shared == Shared.NONE:
+        return values
+    s = thresholds_of(thresholds, chosen.table, shared)
+    return soft_threshold(values, torch.sigmoid((s[chosen.rows] if shared >= Shared.ROW else s) + pressure))
+
+
+def _combined(vectors_LKD: Tensor, combine: Combine) -> Tensor:
+    """One vector for each id, [L, D], or [L, K·D] for `CONCAT`."""
+    if combine == Combine.CONCAT:
+        return vectors_LKD.flatten(1)
+    return vectors_LKD.prod(1) if combine == Combine.MULT else vectors_LKD.sum(1)
+
+
+def _grad_of_rows(grad_LD: Tensor, vectors_LKD: Tensor, combine: Combine) -> Tensor:
+    """Gradient of an id's vector to gradients of its rows, [L, K, D]."""
+    partitions = vectors_LKD.shape[1]
+    if combine == Combine.CONCAT:
+        return grad_LD.unflatten(1, (partitions, -1))
+    if combine == Combine.ADD:
+        return grad_LD.unsqueeze(1).expand(-1, partitions, -1)
+    others = [
+        torch.cat([vectors_LKD[:, :own], vectors_LKD[:, own + 1 :]], dim=1).prod(1) for own in range(partitions)
+    ]
+    return grad_LD.unsqueeze(1) * torch.stack(others, dim=1)
+
+
+def _feature_columns(
+    grad: Tensor, dims: Sequence[int], feature_tables: Sequence[int], partitions: Sequence[int], combine: int
+) -> tuple[Tensor, ...]:
+    """The columns of each feature in the gradient of the pooled vectors."""
+    splits = partitions_of(partitions, len(dims))
+    wide = [dims[t] * (len(splits[t]) or 1) if combine == Combine.CONCAT else dims[t] for t in feature_tables]
+    return grad.split(wide, dim=1)
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Tables of one width that lie side by side, and the features that look them up."""
+class _Rows:
+    """Some rows of a table [U], read from and written to full or compact storage."""
 
-    tables: list[Table]
-    features: range
-    feature_tables: list[int]  # of each feature, counted from the block's first table
+    table: Table
+    rows: Tensor
+    mask: Tensor
+    starts: Tensor
 
-    @property
-    def dim(self) -> int:
-        return self.tables[0].dim
+    def read(self, flat: Tensor) -> Tensor:
+        """The rows [U, D], 0 where pruned, in float32 at least."""
+        wide = torch.promote_types(flat.dtype, torch.float32)
+        if not self.mask.numel():
+            return elements(flat, self.table)[self.rows].to(wide)
+        kept_UD, places_UD = self._places()
+        values = torch.zeros(kept_UD.shape, dtype=wide, device=flat.device)
+        values[kept_UD] = flat[places_UD[kept_UD]].to(wide)
+        return values
 
-    @property
-    def first_row(self) -> int:
-        return self.tables[0].first_row
+    def write(self, flat: Tensor, values_UD: Tensor) -> None:
+        """Store the rows, each of which may be there only once; what is pruned has no place."""
+        if not self.mask.numel():
+            elements(flat, self.table)[self.rows] = values_UD.to(flat.dtype)
+            return
+        kept_UD, places_UD = self._places()
+        flat[places_UD[kept_UD]] = values_UD[kept_UD].to(flat.dtype)
 
-    @property
-    def rows(self) -> int:
-        return sum(table.rows for table in self.tables)
-
-    def last_rows(self, device: torch.device) -> Tensor:
-        """For each table, the block's row at which the next begins."""
-        return torch.tensor([table.first_row + table.rows - self.first_row for table in self.tables], device=device)
-
-    def elements(self, flat: Tensor) -> Tensor:
-        return flat.narrow(0, self.tables[0].first_element, self.rows * self.dim).view(-1, self.dim)
-
-    def thresholds(self, flat: Tensor, shared: Shared) -> Tensor:
-        """[T, 1], [T, D], [N, 1] or [N, D]."""
-        if shared == Shared.TABLE:
-            return flat.narrow(0, self.tables[0].number, len(self.tables)).view(-1, 1)
-        if shared == Shared.COLUMN:
-            return flat.narrow(0, self.tables[0].first_column, len(self.tables) * self.dim).view(-1, self.dim)
-        return flat.narrow(0, self.first_row, self.rows).view(-1, 1) if shared == Shared.ROW else self.elements(flat)
-
-    def states(self, flat: Sequence[Tensor], rule: Optimizer, one_a_row: bool) -> list[Tensor]:
-        """The update rule's states as [N, D], or [N, 1] where it or what it updates has one value a row."""
-        return [
-            self.thresholds(state, Shared.ROW if one_a_row or one else Shared.ELEMENT)
-            for state, (_, one) in zip(flat, STATES[rule], strict=True)
-        ]
+    def _places(self) -> tuple[Tensor, Tensor]:
+        """Which entries are kept, and where each of them lies in compact storage; both [U, D]."""
+        masks_NK = masks_of(self.mask, self.table)
+        blocks = self.rows // BLOCK_ROWS
+        kept_UD = unpack_masks(masks_NK[self.rows], self.table.dim)
+        before_U = self.starts[self.table.first_start + blocks]
+        for other in range(BLOCK_ROWS - 1):
+            row_U = blocks * BLOCK_ROWS + other
+            earlier = row_U < self.rows
+            kept_U = unpack_masks(masks_NK[torch.where(earlier, row_U, 0)], self.table.dim).sum(1)
+            before_U = before_U + kept_U * earlier
+        return kept_UD, before_U.unsqueeze(1) + kept_UD.cumsum(1) - 1
 
 
-def _blocks(rows: Sequence[int], dims: Sequence[int], feature_tables: Sequence[int]) -> Iterator[_Block]:
-    """The blocks of a group. Features come in the order of their tables."""
-    first_feature = 0
-    for _, members in groupby(tables_of(rows, dims), key=lambda table: table.dim):
-        tables = list(members)
-        numbers = {table.number for table in tables}
-        own = [number - tables[0].number for number in feature_tables if number in numbers]
-        yield _Block(tables, range(first_feature, first_feature + len(own)), own)
-        first_feature += len(own)
+class _Bags:
+    """The ids of one feature in a batch, and the bags that they are in."""
 
+    def __init__(
+        self, feature: int, features: int, indices: Tensor, offsets: Tensor, sample_weights: Tensor | None
+    ) -> None:
+        batch = (offsets.numel() - 1) // features
+        own = offsets[feature * batch : (feature + 1) * batch + 1].long()
+        ids = slice(int(own[0]), int(own[-1]))
+        self.ids_L = indices[ids].long()
+        self.lengths_B = own.diff()
+        self.bags_L = torch.repeat_interleave(self.lengths_B, output_size=self.ids_L.numel())
+        self.sample_weights_L = None if sample_weights is None else sample_weights[ids]
 
-class _Ids:
-    """The ids of a block's features in a batch: their rows in the block, their tables, and their bags."""
-
-    def __init__(self, block: _Block, indices: Tensor, offsets: Tensor, batch: int) -> None:
-        first, last = block.features.start * batch, block.features.stop * batch
-        self.batch, self.dim = batch, block.dim
-        own = offsets[first : last + 1]
-        self.lengths = own.diff()
-        ids = indices[int(own[0]) : int(own[-1])]
-        features = len(block.features)
-        counts_F = own[::batch].diff() if batch else own.new_zeros(features)
-        starts = [table.first_row - block.first_row for table in block.tables]
-        tables_F = torch.tensor(block.feature_tables, device=ids.device)
-        self.tables_L = tables_F.repeat_interleave(counts_F, output_size=ids.numel())
-        self.rows_L = ids + torch.tensor(starts, device=ids.device)[self.tables_L]
-        one_hot = ids.numel() == self.lengths.numel() and bool((self.lengths == 1).all())
-        self.bags_L = None if one_hot else torch.repeat_interleave(self.lengths, output_size=ids.numel())
+    def weighted(self, vectors_LD: Tensor) -> Tensor:
+        """Each id's vector times its sample weight, if there are any."""
+        return vectors_LD if self.sample_weights_L is None else vectors_LD * self.sample_weights_L.unsqueeze(1)
 
     def pool(self, vectors_LD: Tensor, mean: bool) -> Tensor:
-        """Vectors of ids to vectors of samples, [B, F · D]."""
-        if self.bags_L is not None:
-            bags = vectors_LD.new_zeros(self.lengths.numel(), self.dim).index_add_(0, self.bags_L, vectors_LD)
-            vectors_LD = bags / self.lengths.clamp(min=1).unsqueeze(1) if mean else bags
-        return vectors_LD.view(-1, self.batch, self.dim).transpose(0, 1).reshape(self.batch, -1)
+        """Vectors of ids to vectors of bags [B, D]; a mean divides by the number of ids, whatever their weights."""
+        bags_BD = vectors_LD.new_zeros(self.lengths_B.numel(), vectors_LD.shape[1])
+        bags_BD.index_add_(0, self.bags_L, self.weighted(vectors_LD))
+        return bags_BD / self.lengths_B.clamp(min=1).unsqueeze(1) if mean else bags_BD
 
-    def spread(self, grad: Tensor, mean: bool) -> Tensor:
-        """Gradient of samples [B, F · D] to gradients of ids [L, D]."""
-        grad = grad.reshape(self.batch, -1, self.dim).transpose(0, 1).reshape(-1, self.dim)
-        if self.bags_L is None:
-            return grad
+    def spread(self, grad_BD: Tensor, mean: bool) -> Tensor:
+        """Gradient of bags to gradients of ids [L, D], before their sample weights."""
         if mean:
-            grad = grad / self.lengths.clamp(min=1).unsqueeze(1)
-        return grad[self.bags_L]
+            grad_BD = grad_BD / self.lengths_B.clamp(min=1).unsqueeze(1)
+        return grad_BD[self.bags_L]
