@@ -60,7 +60,7 @@ def lookup(
         bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
         rows_LK = _physical_rows(bags.ids_L, splits[number])
         chosen = _Rows(tables[number], rows_LK.flatten(), mask, starts)
-        vectors_LKD = _vectors(chosen, weights, thresholds, Shared(shared), pressure).view(*rows_LK.shape, -1)
+        vectors_LKD = _vectors(chosen, weights, thresholds, Shared(shared), pressure).view(*rows_LK.shape, dims[number])
         pooled.append(bags.pool(_combined(vectors_LKD, Combine(combine)), mean))
     return torch.cat(pooled, dim=1)
 
@@ -107,7 +107,7 @@ def update(
             bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
             rows_LK = _physical_rows(bags.ids_L, splits[table.number])
             chosen = _Rows(table, rows_LK.flatten(), mask, starts)
-            vectors_LKD = _vectors(chosen, weights, thresholds, shared, pressure).view(*rows_LK.shape, -1)
+            vectors_LKD = _vectors(chosen, weights, thresholds, shared, pressure).view(*rows_LK.shape, table.dim)
             grad_LD = bags.spread(columns[feature], mean)
             if sample_weight_grad:
                 weight_grads.append((feature, (grad_LD * _combined(vectors_LKD, Combine(combine))).sum(1)))
@@ -118,6 +118,7 @@ def update(
         rows_U, inverse_P = torch.unique(torch.cat(rows_P), return_inverse=True)
         grad_UD = grads_PD[0].new_zeros(rows_U.numel(), table.dim).index_add_(0, inverse_P, torch.cat(grads_PD))
         chosen = _Rows(table, rows_U, mask, starts)
+        grad_UD = chosen.keep(grad_UD)
         if shared != Shared.NONE:
             s = thresholds_of(thresholds, table, shared)
             v_UD = chosen.read(weights)
@@ -275,6 +276,10 @@ class _Rows:
             return
         kept_UD, places_UD = self._places()
         flat[places_UD[kept_UD]] = values_UD[kept_UD].to(flat.dtype)
+
+    def keep(self, grad_UD: Tensor) -> Tensor:
+        """The gradient of the rows' values: 0 where pruned."""
+        return grad_UD * self._places()[0] if self.mask.numel() else grad_UD
 
     def _places(self) -> tuple[Tensor, Tensor]:
         """Which entries are kept, and where each of them lies in compact storage; both [U, D]."""
