@@ -31,6 +31,7 @@ from thresher.kernels.layout import (
 
 pytest.importorskip("triton", reason="needs Triton")
 from thresher.kernels import triton as backend
+from thresher.kernels.triton import metadata
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # numpy tells what the interpreter's arithmetic meets in lanes whose results nobody stores.
@@ -221,6 +222,13 @@ def test_runs_of_many_chunks_and_programs_of_many_tiles(
         monkeypatch.setattr(f"thresher.kernels.triton.backward.{name}", value)
     lengths = torch.tensor([[0, 15], [3, 0], [0, 0], [7, 1], [2, 25]])
     check(Case(Shared.TABLE, Optimizer.ADAM, combine=combine, weighted=True), device, steps=1, lengths=lengths)
+
+
+def test_keys_of_64_bits(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thresher.kernels.triton.metadata._NARROW_KEYS", 0)
+    metadata._metadata.cache_clear()
+    check(Case(Shared.ROW, Optimizer.SGD, combine=Combine.ADD), device, steps=1)
+    metadata._metadata.cache_clear()
 
 
 def test_batch_without_ids(device: str) -> None:
