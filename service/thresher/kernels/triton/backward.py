@@ -1,7 +1,7 @@
 """The update: merge the gradients of equal rows, pass them through thresholds, and step the rows in place.
 
 Shapes: P pairs of an id and one of its partitions at a time, sorted by the row that they mean, so that the pairs of one
-row are a *run*; D columns of the widest table, rounded up to a power of two.
+row are a *run*; C positions of a chunk; B and D as in the lookup; P1 is [P, 1].
 
 A run is cut at each multiple of CHUNK positions. What lies behind its first cut is summed chunk by chunk, side by side;
 the program of the run's first position adds those sums. No atomics: the order of every sum is fixed.
@@ -359,7 +359,7 @@ def update(
     keys, order = torch.sort(keys, stable=True)
     ranges = torch.searchsorted(keys, metadata.bounds)
 
-    pair_grads = None
+    pair_grads = None  # only MULT keeps a vector for each pair; the others' are columns of `grad`
     if metadata.parts > 1 and combine == Combine.MULT:
         pair_grads = grad.new_empty(pairs * metadata.block_d)
     if sample_weight_grad or pair_grads is not None:

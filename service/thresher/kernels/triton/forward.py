@@ -1,6 +1,6 @@
 """The lookup: gather, mask, threshold, combine and pool in one kernel.
 
-Shapes: B bags of one feature at a time, D columns of the widest table, rounded up to a power of two.
+Shapes: B bags of one feature at a time, D columns of the widest table, rounded up to a power of two; B1 is [B, 1].
 """
 
 from __future__ import annotations

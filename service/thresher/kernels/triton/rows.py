@@ -1,6 +1,8 @@
 """What all kernels share: which row an id means, where its entries lie, what they are worth after mask and threshold.
 
-Shapes: P rows at a time, D columns of the widest table, rounded up to a power of two.
+Shapes: P rows at a time, D columns of the widest table, M bytes of 7 rows' masks, both rounded up to powers of two; P1
+is [P, 1], 1D is [1, D]. Nothing has one axis only: Triton 3.7 fails to compile some loops that add an axis to what they
+load, and would move it between layouts.
 """
 
 from __future__ import annotations
@@ -91,14 +93,14 @@ def places(
     else:
         row_bytes = (dim + 7) // 8
         first_byte = field(tables, table, _FIRST_MASK_BYTE)
-        own_PD = (first_byte + rows_P1 * row_bytes) + columns_1D // 8
+        own_PD = first_byte + rows_P1 * row_bytes + columns_1D // 8
         own_PD = tl.load(mask + own_PD, mask=stored_PD, other=0).to(tl.int32)
         kept_PD = (own_PD >> (columns_1D % 8)) & 1
         # The rows before this one in its block: their masks lie in one piece, at most 7 rows long.
         blocks_P1 = rows_P1 // _BLOCK_ROWS
         bytes_1M = tl.arange(0, MASK_BLOCK)[None, :]
-        earlier_PM = there_P1 & (bytes_1M < (rows_P1 % _BLOCK_ROWS * row_bytes))
-        bytes_PM = (first_byte + blocks_P1 * (_BLOCK_ROWS * row_bytes)) + bytes_1M
+        earlier_PM = there_P1 & (bytes_1M < rows_P1 % _BLOCK_ROWS * row_bytes)
+        bytes_PM = first_byte + blocks_P1 * (_BLOCK_ROWS * row_bytes) + bytes_1M
         bytes_PM = tl.load(mask + bytes_PM, mask=earlier_PM, other=0).to(tl.int32)
         before_P1 = tl.load(starts + field(tables, table, _FIRST_START) + blocks_P1, mask=there_P1, other=0)
         before_P1 += tl.sum(_set_bits(bytes_PM), axis=1, keep_dims=True)
