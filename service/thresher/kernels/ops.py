@@ -50,6 +50,10 @@ def _load_cpu_kernels() -> bool:
 
 
 CPU_KERNELS = _load_cpu_kernels()
+if torch.cuda.is_available():  # Triton comes with torch for CUDA
+    from thresher.kernels import triton
+
+    triton.register(_library)
 
 
 @torch.library.register_fake("thresher::lookup", lib=_library)  # type: ignore[untyped-decorator]
