@@ -40,19 +40,25 @@ struct Bags {
   const int64_t* offsets;        // of bag b: ids [offsets[b], offsets[b + 1])
   const float* sample_weights;   // of each id, or null
   bool mean;
+  bool stream;                   // write vectors past the caches, where they lie on whole lines
 };
 
 struct Update {
   float learning_rate, weight_decay, threshold_learning_rate, threshold_weight_decay, eps;
   float correction1, correction2;  // Adam's 1 − beta^step
+  float inverse_dim;               // 1 / columns of the table
 };
 
-// The rows that one task updates: keys are row << shift | payload, in order. The payload says where the gradient is:
-// the bag, counted over the table's features, or, where `bag_of` is there, the id.
+// The rows that one task updates, in order, and where their gradients are. Keys are row << shift | payload, in order; the
+// payload is the bag, counted over the table's features, or, where `bag_of` is there, the id.
 struct Merged {
   const uint64_t* keys;
   int64_t count;
   int shift;
+  const int64_t* rows;      // the different rows
+  const int64_t* firsts;    // first key of each, and the end
+  int64_t different;
+  bool simple;              // one feature, summed without weights: the payload is the row of grad
   const uint32_t* bag_of;   // bag of each id, by payload
   const int64_t* id_of;     // place in `indices` of each id, by payload
   const float* grad;        // [batch, stride]
@@ -60,7 +66,7 @@ struct Merged {
   const int64_t* columns;   // first column in grad of each of the table's features
   const Bags* bags;         // each of the table's features
   float* column_grads;      // [dim, padded to a vector], for kColumn: sums of ĝ sign(v)
-  float* merged;            // composed tables: merged gradients [rows of the task, dim]
+  float* merged;            // composed tables: merged gradients [different, dim]
 };
 
 struct Kernels {

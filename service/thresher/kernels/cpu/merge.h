@@ -27,6 +27,24 @@ inline void radix_sort(std::vector<uint64_t>& keys, std::vector<uint64_t>& spare
   }
 }
 
+// The different rows of sorted keys, and the first key of each with the end behind them; gives their number.
+inline int64_t collect_rows(const std::vector<uint64_t>& keys, int shift, std::vector<int64_t>& rows,
+                            std::vector<int64_t>& firsts) {
+  rows.resize(keys.size() + 1);
+  firsts.resize(keys.size() + 1);
+  int64_t different = 0;
+  uint64_t last = ~uint64_t{0};
+  for (size_t i = 0; i < keys.size(); ++i) {  // without a branch: what does not count is written over
+    const uint64_t row = keys[i] >> shift;
+    rows[different] = static_cast<int64_t>(row);
+    firsts[different] = static_cast<int64_t>(i);
+    different += row != last;
+    last = row;
+  }
+  firsts[different] = static_cast<int64_t>(keys.size());
+  return different;
+}
+
 // Number of bits that hold all values below n.
 inline int bits_below(uint64_t n) { return n <= 1 ? 0 : 64 - __builtin_clzll(n - 1); }
 

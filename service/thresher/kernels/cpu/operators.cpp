@@ -184,7 +184,7 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
     call.feature_tables.push_back(t);
     call.columns.push_back(call.width);
     call.width += call.combine == Combine::kConcat && table.partitions ? table.dim * table.partitions : table.dim;
-    call.bags.push_back({call.indices.data_ptr<int64_t>(), all_offsets + f * call.batch, factors, mean});
+    call.bags.push_back({call.indices.data_ptr<int64_t>(), all_offsets + f * call.batch, factors, mean, false});
   }
   return call;
 }
@@ -199,13 +199,19 @@ void check_no_bad_id(const Call& call, int64_t feature, int64_t place) {
 // Bags of one feature that one task looks up; small enough to share out, large enough to stream.
 constexpr int64_t kBagsPerTask = 512;
 
+// Pooled vectors of more bytes than this would not stay in a core's cache until they are used; written past the caches
+// they cost a third less.
+constexpr int64_t kStreamBytes = 2 << 20;
+
 Tensor lookup(const Tensor& weights, const Tensor& thresholds, const Tensor& mask, const Tensor& starts,
               const Tensor& indices, const Tensor& offsets, const std::optional<Tensor>& sample_weights,
               double pressure, Ints rows, Ints dims, Ints feature_tables, Ints partitions, int64_t combine,
               int64_t shared, bool mean) {
-  const Call call = prepare(weights, thresholds, mask, starts, indices, offsets, sample_weights, pressure, rows, dims,
-                            feature_tables, partitions, combine, shared, mean);
+  Call call = prepare(weights, thresholds, mask, starts, indices, offsets, sample_weights, pressure, rows, dims,
+                      feature_tables, partitions, combine, shared, mean);
   Tensor out = at::empty({call.batch, call.width}, weights.options().dtype(at::kFloat));
+  const bool stream = out.nbytes() > kStreamBytes && call.width * sizeof(float) % 64 == 0;
+  for (Bags& bags : call.bags) bags.stream = stream;
   const int64_t features = static_cast<int64_t>(call.bags.size());
   const int64_t parts = (call.batch + kBagsPerTask - 1) / kBagsPerTask;
   std::vector<std::atomic<int64_t>> bad(features);
@@ -240,8 +246,8 @@ constexpr int kMostPartBits = 4;
 struct Work {
   std::vector<uint64_t> keys, spare;
   std::vector<uint32_t> bag_of;
-  std::vector<int64_t> id_of;
-  std::vector<float> column_grads, merged;
+  std::vector<int64_t> id_of, rows, firsts;
+  std::vector<float> merged;
 };
 
 // Keys of a task's ids, in order of rows, and what the kernels need beside them.
@@ -293,6 +299,10 @@ Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& fea
   merged.keys = work.keys.data();
   merged.count = static_cast<int64_t>(work.keys.size());
   merged.shift = shift;
+  merged.different = collect_rows(work.keys, shift, work.rows, work.firsts);
+  merged.rows = work.rows.data();
+  merged.firsts = work.firsts.data();
+  merged.simple = !by_id && features.size() == 1 && !bags[0].mean;
   merged.bag_of = by_id ? work.bag_of.data() : nullptr;
   merged.id_of = by_id ? work.id_of.data() : nullptr;
   merged.grad = grad.data_ptr<float>();
@@ -301,14 +311,6 @@ Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& fea
   merged.columns = columns.data();
   merged.bags = bags.data();
   return merged;
-}
-
-int64_t different_rows(const Merged& merged) {
-  int64_t rows = 0;
-  for (int64_t i = 0; i < merged.count; ++i) {
-    rows += i == 0 || merged.keys[i - 1] >> merged.shift != merged.keys[i] >> merged.shift;
-  }
-  return rows;
 }
 
 std::tuple<Tensor, Tensor> update(
@@ -331,7 +333,13 @@ std::tuple<Tensor, Tensor> update(
                            static_cast<float>(threshold_weight_decay),
                            static_cast<float>(eps),
                            static_cast<float>(1 - std::pow(0.9, static_cast<double>(step))),
-                           static_cast<float>(1 - std::pow(0.999, static_cast<double>(step)))};
+                           static_cast<float>(1 - std::pow(0.999, static_cast<double>(step))),
+                           0.0f};
+  auto settings_of = [&](const Table& table) {
+    Update own = settings;
+    own.inverse_dim = 1.0f / static_cast<float>(table.dim);
+    return own;
+  };
 
   // Where each table's states, thresholds' states and flags lie.
   int64_t first_element = 0, first_row = 0;
@@ -400,19 +408,20 @@ std::tuple<Tensor, Tensor> update(
     run_tasks(task_count, [&](int64_t i) {
       static thread_local Work work;
       const Merged found = start(i, work);
-      kernel.update(call.tables[tasks[i].table], call.kind, call.dtype, rule, found, settings, call.pressure);
+      const Table& table = call.tables[tasks[i].table];
+      kernel.update(table, call.kind, call.dtype, rule, found, settings_of(table), call.pressure);
     });
   } else {
     run_tasks(task_count, [&](int64_t i) {
       const Table& table = call.tables[tasks[i].table];
       merged[i] = start(i, works[i]);
-      works[i].merged.resize(different_rows(merged[i]) * table.dim);
+      works[i].merged.resize(merged[i].different * table.dim);
       merged[i].merged = works[i].merged.data();
       kernel.merge_composed(table, call.kind, call.dtype, call.combine, merged[i], call.pressure);
     });
     run_tasks(task_count, [&](int64_t i) {
-      kernel.update_merged(call.tables[tasks[i].table], call.kind, call.dtype, rule, merged[i], settings,
-                           call.pressure);
+      const Table& table = call.tables[tasks[i].table];
+      kernel.update_merged(table, call.kind, call.dtype, rule, merged[i], settings_of(table), call.pressure);
     });
   }
 

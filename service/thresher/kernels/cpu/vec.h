@@ -83,6 +83,9 @@ inline void store(BFloat16* p, Vec x, Lanes n) {
   rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
   _mm256_mask_storeu_epi16(p, n.mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
+// Past the caches, to an aligned place.
+inline void stream(float* p, Vec x) { _mm512_stream_ps(p, x); }
+inline void end_of_stream() { _mm_sfence(); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -154,6 +157,8 @@ inline void store(BFloat16* p, Vec x, Lanes n) {
   _mm256_storeu_ps(values, x);
   for (int i = 0; i < n.n; ++i) narrow(values[i], p + i);
 }
+inline void stream(float* p, Vec x) { _mm256_stream_ps(p, x); }
+inline void end_of_stream() { _mm_sfence(); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -202,6 +207,8 @@ template <typename T>
 inline void store(T* p, Vec x, Lanes n) {
   for (int i = 0; i < n.n; ++i) narrow(x.x[i], p + i);
 }
+inline void stream(float* p, Vec x) { store(p, x, Lanes(kWidth)); }
+inline void end_of_stream() {}
 inline Vec add(Vec a, Vec b) { THRESHER_LANEWISE(a.x[i] + b.x[i]); }
 inline Vec sub(Vec a, Vec b) { THRESHER_LANEWISE(a.x[i] - b.x[i]); }
 inline Vec mul(Vec a, Vec b) { THRESHER_LANEWISE(a.x[i] * b.x[i]); }
