@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
+import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +32,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
-from benchmarks._environment import ROOT
-from thresher.kernels import layout
+from benchmarks._environment import ROOT, environment
+from thresher.kernels import layout, memory
 from thresher.kernels.layout import Combine, Optimizer, Shared
 from thresher.kernels.ops import Group
 
@@ -39,7 +42,7 @@ TABLES, BATCH = 26, 4096
 ROWS, DIMS, POOLINGS, IDS, THREADS = (10**5, 10**6, 10**7), (16, 64, 128), (1, 20), ("uniform", "zipf"), (1, 2)
 KEPT = 0.05  # of the entries, for masked tables
 EPS, LEARNING_RATE = 1e-8, 0.01
-SECONDS = 1.0  # that one kernel's repeats may take, beside at least 5 of them
+SECONDS, LEAST = 0.5, 3  # that the repeats of a kernel and FBGEMM's together may take, beside the least number of them
 
 GRANULARITIES = {
     Shared.TABLE: "table",
@@ -58,6 +61,9 @@ class Kernel:
     forward: Callable[[Tensor, Tensor], Tensor]
     row_bytes: float  # of values and thresholds, read by the lookup of one id
     state_bytes: float  # beside them, read by the update of one row
+    backend: str = "cpu"
+    before: Callable[[], Any] = lambda: None
+    after: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,12 @@ def group_of(weights: Tensor, rows: int, dim: int, shared: Shared, mask: Tensor,
     own = shared >= Shared.ROW
     return Group(
         weights=weights,
-        weight_states=[torch.zeros(TABLES * rows)],
-        thresholds=torch.full((sizes[shared],), -5.3),
-        threshold_states=[torch.zeros(TABLES * rows)] if own else [],
+        weight_states=[memory.zeros(TABLES * rows)],
+        thresholds=memory.empty(sizes[shared]).fill_(-5.3),
+        threshold_states=[memory.zeros(TABLES * rows)] if own else [],
         mask=mask,
         starts=starts,
-        seen=torch.zeros(TABLES * rows if shared else 0, dtype=torch.bool),
+        seen=memory.zeros(TABLES * rows if shared else 0, dtype=torch.bool),
         rows=[rows] * TABLES,
         dims=[dim] * TABLES,
         feature_tables=list(range(TABLES)),
@@ -111,13 +117,14 @@ def group_of(weights: Tensor, rows: int, dim: int, shared: Shared, mask: Tensor,
     )
 
 
-def ours(config: Config, rows: int) -> Iterator[Callable[[], Kernel]]:
+def ours(rows: int, dim: int) -> Iterator[Callable[[], Kernel]]:
     """Our kernels; each is made when it is called, since not all fit into memory at once."""
-    dim, entries = config.dim, TABLES * rows * config.dim
+    entries = TABLES * rows * dim
+    weights = memory.empty(entries).uniform_(-0.05, 0.05)  # of all that keep every entry, one after the other
     none, nowhere = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
     def plain(shared: Shared) -> Kernel:
-        group = group_of(torch.empty(entries).uniform_(-0.05, 0.05), rows, dim, shared, none, nowhere)
+        group = group_of(weights, rows, dim, shared, none, nowhere)
         leaf = None
         if shared in (Shared.TABLE, Shared.COLUMN):
             leaf = group.thresholds.clone().requires_grad_()
@@ -140,14 +147,14 @@ def ours(config: Config, rows: int) -> Iterator[Callable[[], Kernel]]:
             starts.append(layout.starts_of(packed[table * rows : (table + 1) * rows], dim, first))
             first = int(starts[-1][-1])
         mask = torch.cat([packed.flatten(), torch.zeros(layout.MASK_PADDING, dtype=torch.uint8)])
-        group = group_of(torch.empty(first).uniform_(-0.05, 0.05), rows, dim, Shared.NONE, mask, torch.cat(starts))
+        group = group_of(memory.empty(first).uniform_(-0.05, 0.05), rows, dim, Shared.NONE, mask, torch.cat(starts))
         return Kernel("masked", None, lambda i, o: group.lookup(i, o), width + 1 + 4 * dim * KEPT, 4)
 
     def composed(combine: Combine) -> Kernel:
         buckets = -(-rows // 4)  # quotient and remainder, 4 ids to a remainder
         stacked = buckets + 4
         group = group_of(
-            torch.empty(TABLES * stacked * dim).uniform_(-0.05, 0.05), stacked, dim, Shared.NONE, none, nowhere,
+            memory.empty(TABLES * stacked * dim).uniform_(-0.05, 0.05), stacked, dim, Shared.NONE, none, nowhere,
             partitions=[2, 1, buckets, buckets, 4] * TABLES, combine=combine,
         )  # fmt: skip
         return Kernel(f"composed_{combine.name.lower()}", None, lambda i, o: group.lookup(i, o), 8 * dim, 8)
@@ -159,10 +166,10 @@ def ours(config: Config, rows: int) -> Iterator[Callable[[], Kernel]]:
     yield lambda: composed(Combine.MULT)
 
 
-def fbgemm(config: Config, rows: int) -> Kernel:
+def fbgemm(rows: int, dim: int) -> Kernel:
     """FBGEMM's table-batched embedding."""
     tables = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, config.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * TABLES,
+        [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * TABLES,
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
         learning_rate=LEARNING_RATE,
         eps=EPS,
@@ -170,23 +177,22 @@ def fbgemm(config: Config, rows: int) -> Kernel:
     )
     for weight in tables.split_embedding_weights():
         weight.uniform_(-0.05, 0.05)
-    return Kernel("fbgemm_tbe", None, lambda i, o: tables(indices=i, offsets=o), 4 * config.dim, 4)
+    return Kernel("fbgemm_tbe", None, lambda i, o: tables(indices=i, offsets=o), 4 * dim, 4, "fbgemm")
 
 
-def embedding_bags(config: Config, rows: int) -> Kernel:
+def embedding_bags(rows: int, dim: int) -> Kernel:
     """torch.nn.EmbeddingBag with sparse gradients and torch's sparse Adagrad, which keeps a moment for each entry."""
-    bags = [torch.nn.EmbeddingBag(rows, config.dim, mode="sum", sparse=True) for _ in range(TABLES)]
+    bags = [torch.nn.EmbeddingBag(rows, dim, mode="sum", sparse=True) for _ in range(TABLES)]
     optimizer = torch.optim.Adagrad([p for bag in bags for p in bag.parameters()], lr=LEARNING_RATE)
-    per_table = BATCH * config.pooling
-    starts = torch.arange(0, per_table, config.pooling)
 
-    def forward(indices: Tensor, offsets: Tensor) -> Tensor:  # noqa: ARG001
+    def forward(indices: Tensor, offsets: Tensor) -> Tensor:
+        per_table = indices.numel() // TABLES
+        starts = offsets[: offsets.numel() // TABLES]
         return torch.cat([bag(ids, starts) for bag, ids in zip(bags, indices.split(per_table), strict=True)], dim=1)
 
-    kernel = Kernel("embedding_bag", None, forward, 4 * config.dim, 4 * config.dim)
-    kernel.finish = optimizer.step  # type: ignore[attr-defined]
-    kernel.begin = optimizer.zero_grad  # type: ignore[attr-defined]
-    return kernel
+    return Kernel(
+        "embedding_bag", None, forward, 4 * dim, 4 * dim, "torch", before=optimizer.zero_grad, after=optimizer.step
+    )
 
 
 def run(kernel: Kernel, pass_: str, batch: tuple[Tensor, Tensor], grad: Tensor) -> float:
@@ -197,9 +203,9 @@ def run(kernel: Kernel, pass_: str, batch: tuple[Tensor, Tensor], grad: Tensor) 
             kernel.forward(*batch)
             return (time.perf_counter() - start) * 1e3
     start = time.perf_counter()
-    getattr(kernel, "begin", lambda: None)()
+    kernel.before()
     kernel.forward(*batch).backward(grad)
-    getattr(kernel, "finish", lambda: None)()
+    kernel.after()
     return (time.perf_counter() - start) * 1e3
 
 
@@ -237,43 +243,87 @@ def bound_ms(kernel: Kernel, config: Config, different: int, pass_: str, bandwid
 
 
 def measure(
-    config: Config, threads: int, kernels: list[Kernel], found: list[dict[str, Any]],
-    bandwidth: float, rows: int,
-) -> None:  # fmt: skip
-    """Time kernels against FBGEMM, in turns, for both passes."""
+    config: Config, rows: int, threads: int, kernel: Kernel, theirs: Kernel, bandwidth: float
+) -> list[dict[str, Any]]:
+    """Time a kernel and FBGEMM in turns, both passes."""
+    torch.set_num_threads(threads)
     grad = torch.randn(BATCH, TABLES * config.dim) * 1e-3
+    source, found = batches(config, rows), []
     for pass_ in ("forward", "step"):
-        source = batches(config, rows)
-        times: dict[int, list[float]] = {id(kernel): [] for kernel in kernels}
-        for kernel in kernels:
-            run(kernel, pass_, next(source), grad)
+        for one in (kernel, theirs):
+            run(one, pass_, next(source), grad)
+        own: list[float] = []
+        other: list[float] = []
         began = time.perf_counter()
-        while len(times[id(kernels[0])]) < 5 or (
-            time.perf_counter() - began < SECONDS * len(kernels) and len(times[id(kernels[0])]) < 50
-        ):
+        while len(own) < LEAST or time.perf_counter() - began < SECONDS:
             batch = next(source)
-            for kernel in kernels:
-                times[id(kernel)].append(run(kernel, pass_, batch, grad))
-        indices, _ = next(source)
-        tables = torch.arange(TABLES).repeat_interleave(indices.numel() // TABLES)
-        different = torch.unique(indices + tables * rows).numel()
-        theirs = statistics.median(times[id(kernels[0])])
-        for kernel in kernels:
-            own = times[id(kernel)]
-            median = statistics.median(own)
-            found.append(
-                {
-                    "kernel": kernel.name,
-                    "granularity": kernel.granularity,
-                    "backend": "cpu" if kernel.name not in ("fbgemm_tbe", "embedding_bag") else "other",
-                    **vars(config),
-                    "threads": threads,
-                    "pass": pass_,
-                    "ms_median": round(median, 3),
-                    "ms_min": round(min(own), 3),
-                    "ms_p90": round(sorted(own)[int(len(own) * 0.9)], 3),
-                    "fbgemm_ms_median": round(theirs, 3),
-                    "ratio_to_fbgemm": round(median / theirs, 3),
-                    "bound_ms": round(bound_ms(kernel, config, different, pass_, bandwidth), 3),
-                }
-            )
+            own.append(run(kernel, pass_, batch, grad))
+            other.append(run(theirs, pass_, batch, grad))
+        median, fbgemm_ms = statistics.median(own), statistics.median(other)
+        found.append(
+            {
+                "kernel": kernel.name,
+                "granularity": kernel.granularity,
+                "backend": kernel.backend,
+                **vars(config),
+                "threads": threads,
+                "pass": pass_,
+                "ms_median": round(median, 3),
+                "ms_min": round(min(own), 3),
+                "ms_max": round(max(own), 3),
+                "repeats": len(own),
+                "fbgemm_ms_median": round(fbgemm_ms, 3),
+                "ratio_to_fbgemm": round(median / fbgemm_ms, 3),
+                "bound_ms": round(bound_ms(kernel, config, different_rows(source, rows), pass_, bandwidth), 3),
+            }
+        )
+    return found
+
+
+def different_rows(source: Iterator[tuple[Tensor, Tensor]], rows: int) -> int:
+    """Rows that a batch touches."""
+    indices, _ = next(source)
+    tables = torch.arange(TABLES).repeat_interleave(indices.numel() // TABLES)
+    return int(torch.unique(indices + tables * rows).numel())
+
+
+def main() -> None:
+    """Measure every configuration and write the results."""
+    bandwidth_of, found = gather_bandwidth(), []
+    for total, dim in itertools.product(ROWS, DIMS):
+        rows = total // TABLES
+        table = torch.empty(TABLES * rows * dim).uniform_()
+        bandwidth = bandwidth_of(table, torch.randint(0, TABLES * rows, (8 * TABLES * BATCH,)), 4 * dim)
+        del table
+        theirs = fbgemm(rows, dim)
+        for make in [*ours(rows, dim), lambda rows=rows, dim=dim: embedding_bags(rows, dim)]:
+            kernel = make()
+            for pooling, ids in itertools.product(POOLINGS, IDS):
+                for threads in THREADS:
+                    found += measure(Config(total, dim, pooling, ids), rows, threads, kernel, theirs, bandwidth)
+                one, two = found[-3], found[-1]
+                print(
+                    f"{total:>10,} rows  d={dim:3}  pooling {pooling:2}  {ids:7}  {kernel.name} "
+                    f"{kernel.granularity or '':17} step {one['ms_median']:8.2f} ms, {one['ratio_to_fbgemm']:.2f} of "
+                    f"FBGEMM, {one['bound_ms'] / one['ms_median']:.2f} of the bound; 2 threads "
+                    f"{one['ms_median'] / two['ms_median']:.2f} times faster",
+                    flush=True,
+                )
+            del kernel  # before the next is made
+    config = {
+        "tables": TABLES, "batch": BATCH, "optimizer": "rowwise_adagrad", "kept_by_masks": KEPT,
+        "malloc": {name: os.environ[name] for name in MALLOC},
+    }  # fmt: skip
+    where = environment(LEAST, "service/thresher/kernels", "benchmarks/lookup.py")
+    RESULTS.write_text(json.dumps({"environment": where, "config": config, "rows": found}, indent=1) + "\n")
+
+
+# Memory that is freed stays with the process: both FBGEMM's and our pooled vectors are fresh pages at every call
+# otherwise, which costs as much as the lookup itself.
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
+
+if __name__ == "__main__":
+    if MALLOC.items() <= os.environ.items():
+        main()
+    else:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.lookup"], os.environ | MALLOC)

@@ -23,7 +23,7 @@ from thresher.embedding.compact import fill_kept, flat_state_of, pack_tables
 from thresher.embedding.initial import fill_uniform
 from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
 from thresher.embedding.state import state_of
-from thresher.kernels import layout, reference
+from thresher.kernels import layout, memory, reference
 from thresher.kernels.layout import STATES, Shared
 from thresher.kernels.ops import Group
 
@@ -82,18 +82,18 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
 
         def states(one_a_row: bool) -> list[Tensor]:
             return [
-                torch.zeros(size[Shared.ROW if one_a_row or one else Shared.ELEMENT], device=device)
+                memory.zeros(size[Shared.ROW if one_a_row or one else Shared.ELEMENT], device=device)
                 for _, one in STATES[optimizer.rule]
             ]
 
         self.group = Group(
-            weights=torch.empty(entries, dtype=data_type_to_dtype(config.data_type), device=device),
+            weights=memory.empty(entries, dtype=data_type_to_dtype(config.data_type), device=device),
             weight_states=states(one_a_row=False),
-            thresholds=torch.full((size.get(shared, 0),), representation.init if learned else 0.0, device=device),
+            thresholds=memory.empty(size.get(shared, 0), device=device).fill_(representation.init if learned else 0.0),
             threshold_states=states(one_a_row=shared == Shared.ROW) if shared in size else [],
             mask=mask.to(device),
             starts=starts.to(device),
-            seen=torch.zeros(sum(rows) if learned else 0, dtype=torch.bool, device=device),
+            seen=memory.zeros(sum(rows) if learned else 0, dtype=torch.bool, device=device),
             rows=rows,
             dims=dims,
             feature_tables=self._feature_table_map,
