@@ -18,6 +18,20 @@ enum class Dtype { kFloat, kHalf, kBFloat16 };
 // How the kernels see a row. A threshold shared by a whole table is one that every column shares.
 enum class Kind { kPlain, kColumn, kRow, kElement, kMasked };
 
+// Divides by a multiplication: a division of 64 bits costs as much as reading a row.
+struct Divisor {
+  int64_t value = 1;
+  double inverse = 1.0;
+
+  int64_t quotient(int64_t x) const {
+    if (value == 1) return x;
+    if (x >= INT64_C(1) << 52) return x / value;  // beyond what a double holds exactly
+    int64_t q = static_cast<int64_t>(static_cast<double>(x) * inverse);  // off by one at most
+    const int64_t rest = x - q * value;
+    return q + (rest >= value) - (rest < 0);
+  }
+};
+
 // One table. All pointers are to the table's own part, but `weights` and their states are to the whole flat tensors
 // where storage is compact, since `starts` counts from there.
 struct Table {
@@ -31,7 +45,15 @@ struct Table {
   const uint8_t* masks;
   const int64_t* starts;
   int partitions;  // 0 for a plain table
-  int64_t divisors[kMaxPartitions], moduli[kMaxPartitions], first_rows[kMaxPartitions];
+  Divisor divisors[kMaxPartitions], moduli[kMaxPartitions];
+  int64_t first_rows[kMaxPartitions];
+
+  // The stacked row that partition p gives for an id.
+  int64_t row_of(int p, int64_t id) const {
+    const int64_t quotient = divisors[p].quotient(id);
+    const int64_t wrapped = quotient < moduli[p].value ? 0 : moduli[p].quotient(quotient) * moduli[p].value;
+    return first_rows[p] + quotient - wrapped;
+  }
 };
 
 // Ids of one feature, its bags [0, batch).

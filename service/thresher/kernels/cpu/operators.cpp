@@ -141,10 +141,13 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
                         " partitions; at most ", kMaxPartitions);
       int64_t before = 0;
       for (int p = 0; p < table.partitions; ++p) {
-        table.divisors[p] = *split++;
-        table.moduli[p] = *split++;
+        const int64_t divisor = *split++, modulus = *split++;
+        TORCH_CHECK_VALUE(divisor > 0 && modulus > 0, "table ", t, ": a partition (x div ", divisor, ") mod ", modulus,
+                          " is none; both must be at least 1");
+        table.divisors[p] = {divisor, 1.0 / static_cast<double>(divisor)};
+        table.moduli[p] = {modulus, 1.0 / static_cast<double>(modulus)};
         table.first_rows[p] = before;
-        before += table.moduli[p];
+        before += modulus;
       }
       TORCH_CHECK_VALUE(before <= table.rows, "table ", t, ": its partitions need ", before, " rows, it has ",
                         table.rows);
@@ -286,7 +289,7 @@ Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& fea
         }
         if (id < 0) check_no_bad_id(call, features[own], i);
         for (int p = 0; p < table.partitions; ++p) {
-          const uint64_t row = table.first_rows[p] + id / table.divisors[p] % table.moduli[p];
+          const uint64_t row = table.row_of(p, id);
           *key = row << shift | value;
           key += (row & ends) == task.part;
         }
