@@ -20,17 +20,23 @@ pytestmark = pytest.mark.timeout(600)  # the first test of a fixture waits for p
 NAMES = ["dense", "masked", "global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 COLUMNS = ["column_wise", "table_column_wise", "grid"]
 SHARDINGS = ["table_wise", "row_wise", "table_row_wise", "data_parallel", *COLUMNS]
+COMPOSED = [
+    *(("add", kind) for kind in SHARDINGS),
+    *(("mult", kind) for kind in ["table_wise", "data_parallel", "column_wise", "table_column_wise"]),
+    *(("concat", kind) for kind in ["table_wise", "data_parallel"]),
+]
 CASES = [
     *((name, "adam", kind) for name, kind in itertools.product(NAMES, SHARDINGS)),
     *((name, "sgd", kind) for name, kind in itertools.product(["dense", "table_dimension", "feature"], SHARDINGS)),
     *(("dense", "rowwise_adagrad", kind) for kind in SHARDINGS),
     *(("dense", "adagrad", kind) for kind in COLUMNS),
+    *((name, rule, kind) for name, kind in COMPOSED for rule in ["sgd", "adam"]),
 ]
 CASES = [case for case in CASES if not (case[0] == "masked" and case[2] in COLUMNS)]  # they are never split so
 REFUSED = [case for case in CASES if case[2] in COLUMNS and (case[0] == "feature" or case[1] == "rowwise_adagrad")]
 CASES = [case for case in CASES if case not in REFUSED]
 ON = {
-    2: CASES + [(name, "sgd", "mixed") for name in ["dense", "table_dimension"]],
+    2: CASES + [(name, "sgd", "mixed") for name in ["dense", "table_dimension", "add", "mult"]],
     4: [case for case in CASES if case[1] == "adam" or case[:2] == ("table_dimension", "sgd")],
 }
 Losses = dict[jobs.Case, tuple[list[float], list[float]]]
@@ -85,9 +91,10 @@ def test_one_rank_may_have_any_sharding(sharding: str, one_rank: Losses) -> None
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-def test_thresholds_change_the_losses(one_rank: Losses) -> None:
+def test_representations_change_the_losses(one_rank: Losses) -> None:
     """Else the comparison above would compare the plain lookup with itself."""
-    last = {name: one_rank[name, "adam", "table_wise"][0][-1] for name in NAMES if name != "masked"}
+    names = [name for name in NAMES if name != "masked"] + ["add", "mult", "concat"]
+    last = {name: one_rank[name, "adam", "table_wise"][0][-1] for name in names}
     assert len(set(last.values())) == len(last)
 
 
@@ -97,14 +104,18 @@ SAVED = [
         ["table_dimension", "feature", "feature_dimension"], ["row_wise", "data_parallel", "column_wise"]
     )
     if (name, kind) != ("feature", "column_wise")
-] + [("table_dimension", "mixed"), ("feature_dimension", "mixed"), ("masked", "row_wise"), ("masked", "data_parallel")]
+] + [
+    ("table_dimension", "mixed"), ("feature_dimension", "mixed"), ("masked", "row_wise"), ("masked", "data_parallel"),
+    ("add", "row_wise"), ("mult", "column_wise"), ("concat", "table_wise"),
+]  # fmt: skip
 LOADERS = {1: ["table_wise"], 2: ["data_parallel", "mixed"], 4: ["row_wise", "grid"]}
 LOADED = [
     (world_size, (name, saved, kind))
     for world_size, kinds in LOADERS.items()
     for kind in kinds
     for name, saved in SAVED
-    if not (name in ("feature", "masked") and kind in [*COLUMNS, "mixed"])
+    if not (name in ("feature", "masked", "concat") and kind in [*COLUMNS, "mixed"])
+    and not (name in ("mult", "concat") and kind in ["row_wise", "grid"])
 ]
 
 
@@ -126,7 +137,7 @@ def test_checkpoint_loads_on_other_ranks_and_sharding(
 ) -> None:
     (seen, score, after), (loaded_seen, loaded_score, continued) = reloaded[case[:2]], reloaded[world_size][case]
     assert loaded_seen == seen
-    assert (seen > 0) == (case[0] != "masked")
+    assert (seen > 0) == (case[0] in ("table_dimension", "feature", "feature_dimension"))
     assert loaded_score == pytest.approx(score, rel=1e-6)
     np.testing.assert_allclose(continued, after, rtol=2e-5)
 
@@ -145,7 +156,8 @@ def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> Non
 
 def test_torchrecs_pipeline_has_the_losses_of_a_plain_loop(data: Path) -> None:
     names, kinds = ["dense", "table_dimension"], ["table_wise", "row_wise", "column_wise", "data_parallel"]
-    for found in run_ranks(2, pipelined.losses, small_spec(), data, list(itertools.product(names, kinds))):
+    cases = [*itertools.product(names, kinds), ("add", "row_wise")]
+    for found in run_ranks(2, pipelined.losses, small_spec(), data, cases):
         for in_turn, overlapped in found.values():
             assert len(in_turn) == pipelined.STEPS
             np.testing.assert_allclose(overlapped, in_turn, rtol=1e-6)

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thresher.embedding.initial import fill_uniform, philox
+from thresher.embedding.initial import fill_composed, fill_uniform, philox
+from thresher.embedding.partitions import Partitions
+from thresher.kernels.layout import Combine
 
 # Known answers of Philox4x32-10 from the Random123 distribution: counter, key, output.
 KNOWN = [
@@ -66,3 +68,29 @@ def test_values_are_uniform_and_differ_by_seed_and_table() -> None:
     for i, first in enumerate(tables):
         for second in tables[i + 1 :]:
             assert abs(float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])) < 0.01
+
+
+@settings(max_examples=30, deadline=None)
+@given(combine=st.sampled_from(Combine), first=st.integers(0, 12), rows=st.integers(1, 13), column=st.integers(0, 4))
+def test_a_shard_of_a_composed_table_holds_its_part(combine: Combine, first: int, rows: int, column: int) -> None:
+    partitions = Partitions.mixed_radix(60, [3, 4, 5])  # and a row that belongs to no bucket
+    whole, rows = torch.empty(13, 5), min(rows, 13 - first)
+    fill_composed(whole, partitions, combine, 1, "t", 0.5)
+    shard = torch.empty(rows, 5 - column)
+    fill_composed(shard, partitions, combine, 1, "t", 0.5, first, column)
+    assert torch.equal(shard, whole[first : first + rows, column:])
+    assert bool((whole[12] == 0).all())
+
+
+@pytest.mark.parametrize("combine", list(Combine))
+def test_composed_vectors_have_the_variance_of_plain_ones(combine: Combine) -> None:
+    partitions = Partitions.mixed_radix(60_000, [40, 30, 50])
+    rows = torch.empty(partitions.rows, 200)
+    fill_composed(rows, partitions, combine, 1, "t", 0.25)
+    parts = rows[partitions.rows_of(torch.arange(0, 60_000, 59))]
+    if combine == Combine.CONCAT:
+        vectors = parts.flatten(1)
+    else:
+        vectors = parts.prod(1) if combine == Combine.MULT else parts.sum(1)
+    assert float(vectors.mean()) == pytest.approx(0, abs=0.01)
+    assert float(vectors.var()) == pytest.approx(0.25**2 / 3, rel=0.05)

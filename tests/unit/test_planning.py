@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -16,16 +16,29 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from tests.masks import RandomMasks
 from thresher.embedding.collection import EmbeddingBagCollection
-from thresher.embedding.planning import Enumerator, KernelCost, StorageEstimator, make_plan, state_bytes
-from thresher.embedding.representation import Dense, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.partitions import Partitions
+from thresher.embedding.planning import (
+    CostEstimator,
+    Enumerator,
+    KernelCost,
+    StorageEstimator,
+    make_plan,
+    reads_of,
+    state_bytes,
+)
+from thresher.embedding.representation import Composed, Dense, Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT, SHARDING_TYPES, allowed_types
 from thresher.kernels import layout
-from thresher.kernels.layout import Optimizer
+from thresher.kernels.layout import Combine, Optimizer
 
 DENSE = Dense()
 GRANULARITIES = ["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 REPRESENTATIONS: list[Representation] = [Dense(), Masked(RandomMasks(18)), *(SoftThreshold(g) for g in GRANULARITIES)]  # type: ignore[arg-type]
+
+COMPOSED: list[Representation] = [
+    Composed(dict.fromkeys("ab", Partitions.quotient_remainder(1_000_000, 49_000)), combine) for combine in Combine
+]  # of 49,021 rows
 
 
 def collection_with(
@@ -95,12 +108,14 @@ def test_an_unknown_sharding_is_named() -> None:
 
 
 @pytest.mark.parametrize("rule", Optimizer)
-@pytest.mark.parametrize("representation", REPRESENTATIONS, ids=str)
+@pytest.mark.parametrize("representation", REPRESENTATIONS + COMPOSED, ids=str)
 def test_estimated_bytes_are_the_allocated_ones(
     representation: Representation, rule: Optimizer, env: ShardingEnv
 ) -> None:
-    rows, dim = 50_000, 18
-    collection = collection_with(representation, rule, rows, dim)
+    dim = 18
+    collection = collection_with(representation, rule, 50_000, dim)
+    rows = collection.embedding_bag_configs()[0].num_embeddings
+    beside = representation.beside("a") if isinstance(representation, Composed) else 1
     plan = plan_of(collection, "table_wise", ranks=1, per_node=1)
     sharded = Sharder().shard(collection, plan, env, torch.device("cpu"))
     (kernel,) = collection_of(nn.ModuleList([sharded])).kernels()
@@ -110,7 +125,7 @@ def test_estimated_bytes_are_the_allocated_ones(
     tensors += [group.mask[: -layout.MASK_PADDING], group.starts] if masked else []
     allocated = sum(tensor.nbytes for tensor in tensors)
     expected = [
-        4 * rows * dim + state_bytes(rows, dim, representation, collection.optimizer, kept)
+        4 * rows * dim + state_bytes(rows * beside, dim // beside, representation, collection.optimizer, kept)
         for kept in ([own.numel() for own in kernel.weights] if masked else [None, None])
     ]
     assert sum(expected) == allocated
@@ -134,7 +149,7 @@ def test_columns_are_cut_evenly_and_of_any_width(sharding: str, widths: list[int
 
 
 def test_automatic_plans_keep_to_what_is_allowed() -> None:
-    for representation in REPRESENTATIONS:
+    for representation in REPRESENTATIONS + COMPOSED:
         for rule in Optimizer:
             plan = plan_of(collection_with(representation, rule, dim=64), None)
             allowed = allowed_types(representation, RowOptimizer(rule))
@@ -157,9 +172,33 @@ def test_tables_that_fit_nowhere_are_an_error() -> None:
         plan_of(collection_with(rows=20_000_000_000), None)
 
 
-def test_thresholds_cost_what_is_read_of_them() -> None:
-    reads = [KernelCost(r).coefficients.default.fwd.lookup_size_multiplier for r in (Dense(), SoftThreshold())]
-    assert reads == [1.0, 2.0]
+def test_tables_cost_what_is_read_of_them() -> None:
+    assert [reads_of(own, "a", "row_wise") for own in (Dense(), SoftThreshold())] == [1.0, 2.0]
+    add, _, concat = COMPOSED
+    assert reads_of(add, "a", "table_wise") == 2.0
+    assert reads_of(concat, "a", "table_wise") == 1.0
+    assert reads_of(add, "a", "row_wise") == 1.0  # of each of two rows that travel instead of an id
+    assert [option.input_lengths for option in options(collection_with(add), "row_wise")] == [[2.0], [2.0]]
+    assert [option.input_lengths for option in options(collection_with(add), "table_wise")] == [[1.0], [1.0]]
+    assert KernelCost(2.0).coefficients.default.fwd.lookup_size_multiplier == 2.0
+
+
+def test_each_table_has_the_cost_of_its_own_representation() -> None:
+    """TorchRec's estimator has one cost for all tables."""
+
+    def seconds(representations: Mapping[str, Representation]) -> list[float]:
+        tables = [EmbeddingBagConfig(name=n, feature_names=[n], num_embeddings=9000, embedding_dim=64) for n in "ab"]
+        collection = EmbeddingBagCollection(tables, representations)
+        topology = Topology(world_size=4, local_world_size=2, compute_device="cpu")
+        constraints = {name: ParameterConstraints(sharding_types=["table_wise"]) for name in "ab"}
+        enumerator = Enumerator(topology, 64, constraints, [CostEstimator(topology, constraints)], narrowest=1)
+        found = enumerator.enumerate(nn.ModuleDict({"tables": collection}), [Sharder()])
+        return [option.shards[0].perf.fwd_compute for option in found]
+
+    plain, soft = Dense(), SoftThreshold()
+    (cheap, _), (_, dear) = seconds({"a": plain, "b": plain}), seconds({"a": soft, "b": soft})
+    assert dear > 1.2 * cheap
+    assert seconds({"a": plain, "b": soft}) == [cheap, dear]
 
 
 def test_shardings_are_enumerated_in_one_order() -> None:

@@ -12,6 +12,7 @@ from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
+from torchrec.distributed.planner.types import ShardEstimator
 from torchrec.distributed.sharding.dp_sharding import BaseDpEmbeddingSharding
 
 from thresher.embedding import planning, replicated, sharding
@@ -67,6 +68,7 @@ HOOKS = [
     (ShardedEmbeddingBagCollection, "_create_lookups", ["self"]),
     (ShardedEmbeddingBagCollection, "_initialize_torch_state", ["self", "skip_registering"]),
     (ShardedEmbeddingBagCollection, "reset_parameters", ["self"]),
+    (ShardedEmbeddingBagCollection, "_create_input_dist", ["self", "input_feature_names"]),
     (ShardedEmbeddingBagCollection, "input_dist", ["self", "ctx", "features"]),
     (ShardedEmbeddingBagCollection, "sharded_parameter_names", ["self", "prefix"]),
     (ShardedEmbeddingBagCollection, "create_grouped_sharding_infos", ["module", "table_name_to_parameter_sharding",
@@ -84,6 +86,7 @@ HOOKS = [
     (EmbeddingEnumerator, "_filter_sharding_types", ["self", "name", "allowed_sharding_types", "sharder_key"]),
     (EmbeddingEnumerator, "populate_estimates", ["self", "sharding_options"]),
     (EmbeddingStorageEstimator, "estimate", ["self", "sharding_options", "sharder_data_map"]),
+    (ShardEstimator, "estimate", ["self", "sharding_options", "sharder_data_map"]),
     (EmbeddingBagCollectionSharder, "shard", ["self", "module", "params", "env", "device", "module_fqn"]),
     (EmbeddingBagCollectionSharder, "sharding_types", ["self", "compute_device_type"]),
     (EmbeddingBagCollectionSharder, "compute_kernels", ["self", "sharding_type", "compute_device_type"]),
@@ -104,6 +107,7 @@ def test_every_override_is_guarded() -> None:
         replicated._ReplicatedLookup,
         replicated.ReplicatedSharding,
         planning.Enumerator,
+        planning.CostEstimator,
         planning.StorageEstimator,
     )
     for cls in ours:

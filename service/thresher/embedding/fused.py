@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptim
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from thresher.embedding.compact import fill_kept, flat_state_of, pack_tables
-from thresher.embedding.initial import fill_uniform
-from thresher.embedding.representation import Masked, SoftThreshold, TableKernel
+from thresher.embedding.initial import fill_composed, fill_uniform
+from thresher.embedding.representation import Composed, Masked, SoftThreshold, TableKernel
 from thresher.embedding.state import state_of
 from thresher.kernels import layout, memory, reference
-from thresher.kernels.layout import STATES, Shared
+from thresher.kernels.layout import STATES, Combine, Shared
 from thresher.kernels.ops import Group
 
 KERNEL = "thresher"  # key of our TableKernel in TorchRec's fused_params
@@ -70,6 +70,16 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         learned = isinstance(representation, SoftThreshold)
         shared = representation.shared if isinstance(representation, SoftThreshold) else Shared.NONE
         rows, dims = self._local_rows, self._local_cols
+        stored = layout.tables_of(rows, dims)  # as TorchRec has them
+        partitions: list[int] = []
+        if isinstance(representation, Composed):
+            beside = [representation.beside(name) for name in self.names]
+            rows = [n * k for n, k in zip(rows, beside, strict=True)]
+            dims = [d // k for d, k in zip(dims, beside, strict=True)]
+            if sharding_type is None:  # else rows are on several ranks, and an id came as the rows of its buckets
+                for name in self.names:
+                    splits = representation.partitions[name].splits
+                    partitions += [len(splits), *chain(*splits)]
         tables = layout.tables_of(rows, dims)
         entries = sum(n * d for n, d in zip(rows, dims, strict=True))
         mask, starts = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
@@ -105,16 +115,18 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             threshold_learning_rate=representation.learning_rate if learned else 0.0,
             threshold_weight_decay=representation.weight_decay if learned else 0.0,
             eps=optimizer.eps,
+            partitions=partitions,
+            combine=representation.combine if isinstance(representation, Composed) else Combine.ADD,
             anchor=torch.empty(0, device=device, requires_grad=True),
         )
-        self.weights = [self.values_of(self.group.weights, table) for table in tables]
+        self.weights = [self.values_of(self.group.weights, table) for table in stored]
         self.shared_thresholds: list[nn.Parameter] = []  # the collection's own replicated parameters, a table each
         self._param_per_table: dict[str, nn.Parameter] = {}
         for name, weight in zip(self.names, self.weights, strict=True):
             parameter = nn.Parameter(weight)
             parameter._in_backward_optimizers = [EmptyFusedOptimizer()]  # type: ignore[attr-defined]
             self._param_per_table.setdefault(name, parameter)  # one stands for all blocks of columns that it has
-        self._fused_optimizer = _RowOptimizer(self, tables, pg)
+        self._fused_optimizer = _RowOptimizer(self, stored, tables, pg)
         self.init_parameters()
 
     @property
@@ -133,7 +145,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         return self._fused_optimizer
 
     def split_embedding_weights(self) -> list[Tensor]:
-        """Each table's shard [N, D], or its kept entries; a view of the flat storage."""
+        """Each table's shard as TorchRec has it, [rows, columns] or its kept entries; a view of the flat storage."""
         return self.weights
 
     def state_dict(
@@ -188,17 +200,20 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
 
     def init_parameters(self) -> None:
         """Fill the shards with the values that the seed gives their rows and columns."""
-        seed, scale = self.kernel.seed, self.kernel.init_scale
+        seed, scale, representation = self.kernel.seed, self.kernel.init_scale, self.kernel.representation
         for weight, part in zip(self.weights, self.parts(), strict=True):
+            where = (seed, part.name, scale, part.first_row, part.first_column)
             if self.group.mask.numel():
                 fill_kept(weight, self.group.mask, part.table, seed, part.name, scale, part.first_row)
+            elif isinstance(representation, Composed):
+                rows = layout.elements(self.group.weights, part.table)
+                fill_composed(rows, representation.partitions[part.name], representation.combine, *where)
             else:
-                fill_uniform(weight, seed, part.name, scale, part.first_row, part.first_column)
+                fill_uniform(weight, *where)
 
     def forward(self, features: KeyedJaggedTensor, vbe_output: None = None, vbe_output_offsets: None = None) -> Tensor:
         """Pooled vectors [B, Σ D] of this rank's features."""
-        if vbe_output is not None or vbe_output_offsets is not None or features.variable_stride_per_key():
-            raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
+        del vbe_output, vbe_output_offsets  # of batch sizes that differ between features, which we refuse
         shared = torch.cat([self.shared_of(part) for part in self.parts()]) if self.shared_thresholds else None
         factors = features.weights() if self._config.is_weighted else None
         return self._lookup(features.values(), features.offsets(), factors, shared)
@@ -225,12 +240,18 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
 class _RowOptimizer(FusedOptimizer):
     """State of the fused update as sharded tensors, so that a checkpoint loads under another sharding."""
 
-    def __init__(self, kernel: FusedEmbeddingBag, tables: list[layout.Table], pg: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        kernel: FusedEmbeddingBag,
+        stored: list[layout.Table],
+        tables: list[layout.Table],
+        pg: dist.ProcessGroup | None,
+    ) -> None:
         self._group = group = kernel.group
         names = STATES[group.optimizer]
         params: dict[str, Tensor | ShardedTensor] = {}
         state: dict[Tensor | ShardedTensor, dict[str, Any]] = {}
-        shards = zip(kernel.config.embedding_tables, tables, kernel.weights, strict=True)
+        shards = zip(kernel.config.embedding_tables, stored, tables, strict=True)
         for table, group_of in groupby(shards, key=lambda shard: shard[0].name):  # blocks of columns lie side by side
             blocks = list(group_of)
 
@@ -239,8 +260,13 @@ class _RowOptimizer(FusedOptimizer):
                     assert isinstance(kernel.kernel.representation, Masked)
                     ((shard, place, _),) = blocks
                     return flat_state_of(shard, kernel.values_of(flat, place), kernel.kernel.representation.masks, pg)
-                view = layout.per_row if one_a_row else layout.elements
-                return state_of([(shard, view(flat, place)) for shard, place, _ in blocks], one_a_row, pg)
+                parts = []
+                for shard, place, rows in blocks:
+                    if one_a_row:
+                        parts.append((shard, layout.per_row(flat, rows).view(place.rows, place.dim // rows.dim)))
+                    else:
+                        parts.append((shard, layout.elements(flat, place)))
+                return state_of(parts, one_a_row, pg)
 
             entries: dict[str, Any] = {f"{table}.step": group.step}
             for (name, one_a_row), flat in zip(names, group.weight_states, strict=True):

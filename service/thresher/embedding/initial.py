@@ -8,9 +8,13 @@ holds row and column, the key is drawn from seed and table name.
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
+
+from thresher.embedding.partitions import Partitions
+from thresher.kernels.layout import Combine
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -34,8 +38,16 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def fill_uniform(shard: Tensor, seed: int, table: str, scale: float, first_row: int = 0, first_column: int = 0) -> None:
-    """Fill a shard of a table with its initial values, uniform in [-scale, scale).
+def fill_uniform(
+    shard: Tensor,
+    seed: int,
+    table: str,
+    scale: float,
+    first_row: int = 0,
+    first_column: int = 0,
+    centre: float = 0.0,
+) -> None:
+    """Fill a shard of a table with its initial values, uniform in [centre - scale, centre + scale).
 
     Args:
         shard: [rows, columns], any float dtype and device; filled in place.
@@ -44,6 +56,7 @@ def fill_uniform(shard: Tensor, seed: int, table: str, scale: float, first_row: 
         scale: half the width of the range.
         first_row: row of the whole table at which the shard begins.
         first_column: column of the whole table at which the shard begins.
+        centre: middle of the range.
     """
     digest = hashlib.sha256(f"{seed}/{table}".encode()).digest()
     key = (int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little"))
@@ -58,4 +71,41 @@ def fill_uniform(shard: Tensor, seed: int, table: str, scale: float, first_row: 
         words = philox((blocks + zero, rows & _LOW, rows >> 32, zero), key)
         bits = torch.stack(torch.broadcast_tensors(*words), dim=2).flatten(1)[:, skip : skip + columns]
         # 24 bits are exact in float32, so every backend gets the same values bit for bit.
-        part.copy_((bits >> 8).float().mul_(2.0**-23).sub_(1.0).mul_(scale))
+        part.copy_((bits >> 8).float().mul_(2.0**-23).sub_(1.0).mul_(scale).add_(centre))
+
+
+def fill_composed(
+    shard: Tensor,
+    partitions: Partitions,
+    combine: Combine,
+    seed: int,
+    table: str,
+    scale: float,
+    first_row: int = 0,
+    first_column: int = 0,
+) -> None:
+    """Fill a shard of a composed table, so that ids' vectors have the variance scale² / 3 of a plain table's.
+
+    K rows that are added have a K-th of it each. Of rows that are multiplied the first partition's have all of it, and
+    the others are c · u, u uniform in [0.5, 1.5): E[(c u)²] = c² (1 + 1/12) is 1 with c² = 12/13.
+
+    Args:
+        shard: [rows, columns], rows of the partitions' buckets; filled in place.
+        partitions: of the table.
+        combine: of the table.
+        seed: of the run.
+        table: the table's name.
+        scale: half the width of a plain table's range.
+        first_row: row of the whole table at which the shard begins.
+        first_column: column of the whole table at which the shard begins.
+    """
+    factor = math.sqrt(12 / 13)
+    for number, ((_, rows), first) in enumerate(zip(partitions.splits, partitions.first_rows, strict=True)):
+        half, centre = scale, 0.0
+        if combine == Combine.ADD:
+            half = scale / math.sqrt(len(partitions))
+        elif combine == Combine.MULT and number > 0:
+            half, centre = factor / 2, factor
+        start, stop = (min(max(row - first_row, 0), shard.shape[0]) for row in (first, first + rows))
+        fill_uniform(shard[start:stop], seed, table, half, first_row + start, first_column, centre)
+    shard[max(partitions.rows - first_row, 0) :] = 0  # rows that no bucket has

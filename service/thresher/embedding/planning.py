@@ -26,6 +26,7 @@ from torchrec.distributed.planner.types import (
     ParameterConstraints,
     Shard,
     SharderDataMap,
+    ShardEstimator,
     ShardingOption,
     Storage,
 )
@@ -33,10 +34,10 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import kept_entries
-from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import Sharder
-from thresher.embedding.sharding_types import COLUMN_SPLIT, SHARDING_TYPES, allowed_types, refusal
-from thresher.kernels.layout import BLOCK_ROWS, STATES, Shared
+from thresher.embedding.sharding_types import COLUMN_SPLIT, ROW_SPLIT, SHARDING_TYPES, allowed_types, refusal
+from thresher.kernels.layout import BLOCK_ROWS, STATES, Combine, Shared
 
 # On one node they are row-wise and column-wise under another name.
 _MANY_NODES = (
@@ -71,9 +72,9 @@ def make_plan(
     Raises:
         ValueError: if a table cannot have the sharding type.
     """
-    representation, optimizer = collection.representation, collection.optimizer
     constraints = {}
     for config in collection.embedding_bag_configs():
+        representation, optimizer = collection.representations[config.name], collection.optimizer
         if sharding is None:
             types = _worth_choosing(representation, optimizer, config.embedding_dim, world_size, local_world_size)
         elif problem := refusal(representation, optimizer, sharding):
@@ -88,12 +89,7 @@ def make_plan(
         topology,
         batch_size,
         constraints,
-        estimator=[
-            EmbeddingPerfEstimatorFactory.create_with_config(
-                KernelCost(representation), topology=topology, constraints=constraints
-            ),
-            StorageEstimator(topology, constraints),
-        ],
+        estimator=[CostEstimator(topology, constraints), StorageEstimator(topology, constraints)],
         narrowest=_CACHE_LINE if sharding is None else 1,
     )
     planner = EmbeddingShardingPlanner(
@@ -142,7 +138,7 @@ class Enumerator(EmbeddingEnumerator):
         topology: Topology,
         batch_size: int,
         constraints: dict[str, ParameterConstraints],
-        estimator: list[EmbeddingStorageEstimator],
+        estimator: list[ShardEstimator],
         narrowest: int,
     ) -> None:
         super().__init__(topology, batch_size, constraints, estimator)
@@ -154,7 +150,7 @@ class Enumerator(EmbeddingEnumerator):
         return sorted(found, key=SHARDING_TYPES.index)
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        """Cut columns, then estimate."""
+        """Cut columns, count what stands for an id, then estimate."""
         parts = {
             ShardingType.COLUMN_WISE.value: self._world_size,
             ShardingType.TABLE_COLUMN_WISE.value: self._local_world_size,
@@ -165,7 +161,17 @@ class Enumerator(EmbeddingEnumerator):
                 columns = option.tensor.shape[1]
                 blocks = max(1, min(parts[option.sharding_type], columns // self._narrowest))
                 option.shards = _cut_columns(option.shards, columns, blocks)
+            representation = _representation(option)
+            if isinstance(representation, Composed) and option.sharding_type in ROW_SPLIT:
+                rows = len(representation.partitions[option.name])  # which ranks get in place of an id
+                option.input_lengths = [rows * length for length in option.input_lengths]
         super().populate_estimates(sharding_options)
+
+
+def _representation(option: ShardingOption) -> Representation:
+    collection = option.module[1]
+    assert isinstance(collection, EmbeddingBagCollection)
+    return collection.representations[option.name]
 
 
 def _cut_columns(shards: Sequence[Shard], columns: int, blocks: int) -> list[Shard]:
@@ -185,8 +191,8 @@ def state_bytes(
     """Bytes that a shard holds beside the values of a full table, or fewer than those if it is masked.
 
     Args:
-        rows: of the shard.
-        columns: of the shard.
+        rows: of the shard, those that lie side by side each for itself.
+        columns: of such a row.
         representation: of the table.
         optimizer: of the table.
         kept: entries that a masked shard keeps.
@@ -213,14 +219,13 @@ class StorageEstimator(EmbeddingStorageEstimator):
         """Set the storage of every shard."""
         super().estimate(sharding_options, sharder_data_map)
         for option in sharding_options:
-            collection = option.module[1]
-            assert isinstance(collection, EmbeddingBagCollection)
+            representation, optimizer = _representation(option), option.module[1].optimizer
+            beside = representation.beside(option.name) if isinstance(representation, Composed) else 1
             for shard in option.shards:
-                rows, columns = shard.size
-                representation, kept = collection.representation, None
+                (rows, columns), kept = shard.size, None
                 if isinstance(representation, Masked):
                     kept = kept_entries(representation.masks, option.name, shard.offset[0], rows)
-                more = state_bytes(rows, columns, representation, collection.optimizer, kept)
+                more = state_bytes(rows * beside, columns // beside, representation, optimizer, kept)
                 if option.sharding_type == ShardingType.DATA_PARALLEL.value:
                     more += self._gathered_bytes(option)
                 on_gpu = self._topology.compute_device == "cuda"
@@ -233,24 +238,52 @@ class StorageEstimator(EmbeddingStorageEstimator):
         return int(self._topology.world_size * (8 * ids + 4 * vectors * option.tensor.shape[1]))
 
 
+def reads_of(representation: Representation, table: str, sharding_type: str) -> float:
+    """Bytes that a lookup in the table reads for each byte of a vector, with thresholds and masks beside the values."""
+    if isinstance(representation, SoftThreshold) and representation.shared == Shared.ELEMENT:
+        return 2.0
+    if isinstance(representation, Masked):
+        return 1.25
+    # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
+    if isinstance(representation, Composed) and representation.combine != Combine.CONCAT:
+        return 1.0 if sharding_type in ROW_SPLIT else float(len(representation.partitions[table]))
+    return 1.0
+
+
+class CostEstimator(ShardEstimator):
+    """TorchRec's estimator of time, which knows one cost of a lookup, for tables that differ in it."""
+
+    def __init__(self, topology: Topology, constraints: dict[str, ParameterConstraints]) -> None:
+        self._topology = topology
+        self._constraints = constraints
+
+    def estimate(self, sharding_options: list[ShardingOption], sharder_data_map: SharderDataMap) -> None:
+        """Set the time of every shard."""
+        by_reads: dict[float, list[ShardingOption]] = {}
+        for option in sharding_options:
+            reads = reads_of(_representation(option), option.name, option.sharding_type)
+            by_reads.setdefault(reads, []).append(option)
+        for reads, options in by_reads.items():
+            EmbeddingPerfEstimatorFactory.create_with_config(
+                KernelCost(reads), topology=self._topology, constraints=self._constraints
+            ).estimate(options, sharder_data_map)
+
+
 class KernelCost(EmbeddingPerfEstimatorConfig):
     """TorchRec's cost model, changed where our kernel is known to differ.
 
-    Thresholds and masks are read beside the values, in proportion to their bytes. The penalties for few columns are of
-    FBGEMM's CUDA blocks, and gone. Data-parallel tables exchange ids and gradients of the batch, not of the table, and
-    every rank makes the step of the whole batch. TorchRec's ratio of backward to forward and its bandwidths stay: they
-    do not tell the optimizers apart, and nobody has measured them for our kernel.
+    The penalties for few columns are of FBGEMM's CUDA blocks, and gone. Data-parallel tables exchange ids and gradients
+    of the batch, not of the table, and every rank makes the step of the whole batch. TorchRec's ratio of backward to
+    forward and its bandwidths stay: they do not tell the optimizers apart, and nobody has measured them for our kernel.
+
+    Args:
+        reads: bytes that a lookup reads for each byte of a vector.
     """
 
     _use_block_usage_penalty = False
     _use_min_dim_for_lookup = False
 
-    def __init__(self, representation: Representation) -> None:
-        reads = 1.0
-        if isinstance(representation, SoftThreshold) and representation.shared == Shared.ELEMENT:
-            reads = 2.0
-        elif isinstance(representation, Masked):
-            reads = 1.25
+    def __init__(self, reads: float) -> None:
         forward = PerfCoefficient(
             input_read_size_multiplier=1.0,
             lookup_size_multiplier=reads,

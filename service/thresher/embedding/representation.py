@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from thresher.kernels.layout import Optimizer, Shared
+from thresher.embedding.partitions import Partitions
+from thresher.kernels.layout import Combine, Optimizer, Shared
 from thresher.spec import Granularity
 
 
@@ -72,7 +73,37 @@ class Masked:
     masks: MaskSource
 
 
-Representation = Dense | SoftThreshold | Masked
+@dataclass(frozen=True)
+class Composed:
+    """The rows of an id's buckets added, multiplied or side by side (Shi et al., KDD 2020).
+
+    All composed tables of a collection should have the same object: tables with equal ones are looked up together.
+
+    Attributes:
+        partitions: of each composed table, by its name.
+        combine: how the rows become a vector.
+    """
+
+    partitions: Mapping[str, Partitions]
+    combine: Combine
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.partitions.items()), self.combine))
+
+    def beside(self, table: str) -> int:
+        """Rows of buckets that lie side by side in one row of the table as TorchRec and state dicts have it.
+
+        A row of `concat` has a part of a vector's columns. TorchRec, which knows one width of rows and of vectors, gets
+        the same memory as rows of full width.
+        """
+        return len(self.partitions[table]) if self.combine == Combine.CONCAT else 1
+
+    def rows(self, table: str) -> int:
+        """Rows of the table as TorchRec and state dicts have it."""
+        return -(-self.partitions[table].rows // self.beside(table))
+
+
+Representation = Dense | SoftThreshold | Masked | Composed
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,15 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, Sha
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingEnv, ShardingType
 from torchrec.modules.embedding_configs import data_type_to_dtype
 from torchrec.optim.fused import EmptyFusedOptimizer
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from thresher.embedding.bucket_rows import bucket_rows
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import flat_sharded
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
+from thresher.embedding.partitions import Partitions
 from thresher.embedding.replicated import ReplicatedSharding
-from thresher.embedding.representation import Masked, MaskSource, SoftThreshold, TableKernel
+from thresher.embedding.representation import Composed, Masked, Representation, SoftThreshold, TableKernel
 from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
 from thresher.embedding.state import own_parts, sharded_like
 from thresher.kernels.layout import Shared
@@ -57,26 +60,30 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
     """A rank's part of an `EmbeddingBagCollection`.
 
     In its state dict each table has `weight` and, by its representation, `threshold` and `seen`, sharded like the
-    weight, or plain tensors where every rank holds the table; of a masked table the weight is the kept entries alone.
-    Thresholds shared by tables or columns are the replicated parameters `shared_thresholds.*`.
+    weight, or plain tensors where every rank holds the table; of a masked table the weight is the kept entries alone,
+    of a composed one the rows of its buckets. Thresholds shared by tables or columns are the replicated parameters
+    `shared_thresholds.*`.
     """
 
     def __init__(
         self, module: EmbeddingBagCollection, plan: dict[str, ParameterSharding], *args: Any, **kwargs: Any
     ) -> None:
         for name, parameter in plan.items():
-            if problem := refusal(module.representation, module.optimizer, parameter.sharding_type):
+            if problem := refusal(module.representations[name], module.optimizer, parameter.sharding_type):
                 raise ValueError(f"table {name}, sharding {parameter.sharding_type}: {problem}")
-        self._representation = module.representation  # read by the hooks that super().__init__ calls
+        self.representations = module.representations  # read by the hooks that super().__init__ calls
+        self.soft_threshold = module.soft_threshold
         super().__init__(module, plan, *args, **kwargs)
         self.shared_thresholds = nn.ParameterDict()
-        if isinstance(module.representation, SoftThreshold) and module.representation.replicated:
-            self._share_thresholds(module.representation)
+        if module.soft_threshold and module.soft_threshold.replicated:
+            self._share_thresholds(module.soft_threshold)
 
     def _share_thresholds(self, representation: SoftThreshold) -> None:
-        """Make the replicated thresholds: one for all tables, or one a table, of one value or one a column."""
+        """Make the replicated thresholds: for all learning tables or for each, of one value or of one a column."""
         by_table: dict[str, nn.Parameter] = {}
         for config in self._embedding_bag_configs:
+            if self.representations[config.name] != representation:
+                continue
             width = 1 if representation.shared == Shared.TABLE else config.embedding_dim
             key = config.name if representation.granularity in ("table", "table_dimension") else "all"
             if key not in self.shared_thresholds:
@@ -87,16 +94,17 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             if by_table[config.name].numel() != width:
                 raise ValueError(f"granularity dimension needs tables of one width; {config.name} has {width}")
         for kernel in self.kernels():
-            kernel.shared_thresholds = [by_table[name] for name in kernel.names]
+            if kernel.kernel.representation == representation:
+                kernel.shared_thresholds = [by_table[name] for name in kernel.names]
 
     @classmethod
     def create_grouped_sharding_infos(cls, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Put our marker in place of FBGEMM's parameters; tables with equal markers form a group."""
         infos = super().create_grouped_sharding_infos(module, *args, **kwargs)
-        kernel = TableKernel(module.representation, module.optimizer, module.seed, module.init_scale)
-        for group in infos.values():
-            for info in group:
-                info.fused_params = {KERNEL: kernel}
+        for info in itertools.chain(*infos.values()):
+            representation = module.representations[info.embedding_config.name]
+            kernel = TableKernel(representation, module.optimizer, module.seed, module.init_scale)
+            info.fused_params = {KERNEL: kernel}
         return infos
 
     @classmethod
@@ -120,16 +128,15 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             if isinstance(sharding, ReplicatedSharding):
                 self._lookups.append(sharding.create_lookup(self._device))
                 continue
-            grid = kind == ShardingType.GRID_SHARD.value
-            if grid:  # TorchRec does it for row-wise and table-row-wise tables only
+            if kind == ShardingType.GRID_SHARD.value:  # TorchRec does it for row-wise and table-row-wise tables only
                 self._divide_means(kind)
             self._lookups.append(
                 _Lookup(
                     sharding._grouped_embedding_configs_per_rank[self._env.rank],
                     pg=sharding._pg,
                     device=self._device,
-                    # where rows are split, mean pooling divides after the ranks' sums were added
-                    sharding_type=ShardingType.ROW_WISE if grid or kind in ROW_SPLIT else None,
+                    # where rows are split, mean pooling divides after the ranks' sums were added, and ids come as rows
+                    sharding_type=ShardingType.ROW_WISE if kind in ROW_SPLIT else None,
                     env=self._env,
                 )
             )
@@ -140,8 +147,28 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             if self.module_sharding_plan[config.name].sharding_type == kind:
                 self._pooling_type_to_rs_features[config.pooling.value].extend(config.feature_names)
 
-    def input_dist(self, ctx: Any, features: Any) -> Any:
+    def _create_input_dist(self, input_feature_names: list[str]) -> None:
+        super()._create_input_dist(input_feature_names)
+        for kind, sharding, input_dist in zip(
+            self._sharding_types, self._embedding_shardings, self._input_dists, strict=True
+        ):
+            if kind in ROW_SPLIT:
+                # In the order of sharding.feature_names(): row-wise tables are on all ranks, others on those of a node.
+                nodes = getattr(sharding, "_grouped_embedding_configs_per_node", None)
+                groups = itertools.chain(*(nodes or [sharding._grouped_embedding_configs]))
+                tables = itertools.chain(*(group.embedding_tables for group in groups))
+                own = [self._partitions(table.name) for table in tables for _ in table.feature_names]
+                if any(own):
+                    input_dist.register_forward_pre_hook(lambda _, args, own=own: (bucket_rows(args[0], own),))
+
+    def _partitions(self, table: str) -> Partitions | None:
+        representation = self.representations[table]
+        return representation.partitions[table] if isinstance(representation, Composed) else None
+
+    def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
         """Send each id to the rank that has its row."""
+        if features.variable_stride_per_key():
+            raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
         awaitable = super().input_dist(ctx, features)
         if self._has_mean_pooling_callback:
             # TorchRec divides every row-wise field by its length + 1e-6, one-hot ones too, which costs the last bits.
@@ -158,11 +185,14 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
         plan: EmbeddingModuleShardingPlan = self.module_sharding_plan  # type: ignore[has-type]
-        if isinstance(self._representation, Masked):
+        if any(isinstance(representation, Masked) for representation in self.representations.values()):
             # Customized kernels TorchRec leaves to us; it would insist on values of the full table's shape.
             custom = EmbeddingComputeKernel.CUSTOMIZED_KERNEL.value
             self.module_sharding_plan = EmbeddingModuleShardingPlan(
-                {name: replace(parameter, compute_kernel=custom) for name, parameter in plan.items()}
+                {
+                    name: replace(own, compute_kernel=custom) if isinstance(self.representations[name], Masked) else own
+                    for name, own in plan.items()
+                }
             )
         super()._initialize_torch_state(skip_registering)
         self.module_sharding_plan = plan
@@ -177,10 +207,9 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             for shard, states in kernel.row_states():
                 for name, tensor in states.items():
                     local.setdefault((shard.name, name), []).append((shard, tensor))
-        if isinstance(self._representation, Masked):
-            self._add_kept_entries(self._representation.masks)
+        self._add_kept_entries()
         for config in self._embedding_bag_configs:
-            for name, (dtype, one_a_row) in self._expected_states().items():
+            for name, (dtype, one_a_row) in _expected_states(self.representations[config.name]).items():
                 parts = local.get((config.name, name), [])
                 tensors = [tensor for _, tensor in parts] or [torch.empty(0, dtype=dtype, device=self._device)]
                 self.embedding_bags[config.name].register_buffer(name, tensors[0])
@@ -195,7 +224,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         if not skip_registering:
             self._register_state_dict_hook(_give_sharded)
 
-    def _add_kept_entries(self, masks: MaskSource) -> None:
+    def _add_kept_entries(self) -> None:
         """Name the kept entries of masked tables, which TorchRec was told to pass over."""
         local = {
             shard.name: (shard, values)
@@ -203,8 +232,10 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             for shard, values in zip(kernel.config.embedding_tables, kernel.weights, strict=True)
         }
         for config in self._embedding_bag_configs:
+            representation = self.representations[config.name]
             spec = self.module_sharding_plan[config.name].sharding_spec
-            if spec is None:  # every rank holds the table, so its parameter stands in the state dict as it is
+            # Where every rank holds the table, its parameter stands in the state dict as it is.
+            if not isinstance(representation, Masked) or spec is None:
                 continue
             own = []
             if config.name in local:
@@ -219,7 +250,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             full = spec.build_metadata(
                 torch.Size([config.num_embeddings, config.embedding_dim]), TensorProperties(dtype=dtype)
             )
-            flat = flat_sharded(full, config.name, dtype, own, masks, self._env.process_group)
+            flat = flat_sharded(full, config.name, dtype, own, representation.masks, self._env.process_group)
             self._sharded[f"embedding_bags.{config.name}.weight"] = flat, [values for _, values in own]
 
     @staticmethod
@@ -246,19 +277,20 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             table, name = key.rsplit(".", 1)
             state_dict[prefix + key] = getattr(self.get_submodule(table), name)
 
-    def _expected_states(self) -> dict[str, tuple[torch.dtype, bool]]:
-        """What each table has beside its values, also where a rank has no shard: dtype, and whether one value a row."""
-        if isinstance(self._representation, SoftThreshold):
-            seen = {"seen": (torch.bool, True)}
-            if self._representation.replicated:
-                return seen
-            return {"threshold": (torch.float32, self._representation.shared == Shared.ROW)} | seen
-        return {}
-
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """All of its parameters and buffers: DDP must neither broadcast nor reduce any of them."""
         for name, _ in itertools.chain(self.named_parameters(prefix), self.named_buffers(prefix)):
             yield name
+
+
+def _expected_states(representation: Representation) -> dict[str, tuple[torch.dtype, bool]]:
+    """What a table has beside its values, also where a rank has no shard: dtype, and whether one value a row."""
+    if not isinstance(representation, SoftThreshold):
+        return {}
+    seen = {"seen": (torch.bool, True)}
+    if representation.replicated:
+        return seen
+    return {"threshold": (torch.float32, representation.shared == Shared.ROW)} | seen
 
 
 def _give_sharded(module: ShardedCollection, state: dict[str, Any], prefix: str, _: Any) -> None:

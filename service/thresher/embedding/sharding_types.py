@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from torchrec.distributed.types import ShardingType
 
-from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
-from thresher.kernels.layout import Optimizer, Shared
+from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.kernels.layout import Combine, Optimizer, Shared
 
-# TorchRec's names; what splits tables by rows leaves each row whole.
-ROW_SPLIT = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+# TorchRec's names; a grid splits tables by rows and by columns.
+ROW_SPLIT = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value)
 COLUMN_SPLIT = (
     ShardingType.COLUMN_WISE.value,
     ShardingType.TABLE_COLUMN_WISE.value,
     ShardingType.GRID_SHARD.value,
 )
-SHARDING_TYPES = (ShardingType.TABLE_WISE.value, ShardingType.DATA_PARALLEL.value, *ROW_SPLIT, *COLUMN_SPLIT)
+SHARDING_TYPES = (
+    ShardingType.TABLE_WISE.value,
+    ShardingType.DATA_PARALLEL.value,
+    *(kind for kind in ROW_SPLIT if kind not in COLUMN_SPLIT),
+    *COLUMN_SPLIT,
+)
 
 
 def refusal(representation: Representation, optimizer: RowOptimizer, sharding_type: str) -> str | None:
@@ -25,26 +30,44 @@ def refusal(representation: Representation, optimizer: RowOptimizer, sharding_ty
     """
     if sharding_type not in SHARDING_TYPES:
         return f"there is no such sharding; take one of {', '.join(SHARDING_TYPES)}"
-    if sharding_type in COLUMN_SPLIT:
-        instead = ", ".join(kind for kind in SHARDING_TYPES if kind not in COLUMN_SPLIT)
-        if isinstance(representation, SoftThreshold) and representation.shared == Shared.ROW:
-            return (
-                f"granularity {representation.granularity} shares a threshold by the columns of a row, which may then "
-                f"not be split; take one of {instead}, or granularity feature_dimension"
-            )
-        if isinstance(representation, Masked):
-            return (
-                "the kept values of a row lie side by side, so that its columns may not be split; take one of "
-                f"{instead}"
-            )
-        if optimizer.rule == Optimizer.ROWWISE_ADAGRAD:
-            return (
-                "row-wise Adagrad has one moment for the columns of a row, which may then not be split; take one of "
-                f"{instead}, or the optimizer adagrad"
-            )
-    return None
+    found = _obstacle(representation, optimizer, sharding_type)
+    if found is None:
+        return None
+    reason, mend = found
+    return f"{reason}; take one of {', '.join(allowed_types(representation, optimizer))}{mend}"
 
 
 def allowed_types(representation: Representation, optimizer: RowOptimizer) -> list[str]:
     """The sharding types that such tables may have."""
-    return [kind for kind in SHARDING_TYPES if refusal(representation, optimizer, kind) is None]
+    return [kind for kind in SHARDING_TYPES if _obstacle(representation, optimizer, kind) is None]
+
+
+def _obstacle(representation: Representation, optimizer: RowOptimizer, sharding_type: str) -> tuple[str, str] | None:
+    """Why such tables cannot have this sharding type, and what else than another sharding would help."""
+    if isinstance(representation, Composed):
+        if representation.combine != Combine.ADD and sharding_type in ROW_SPLIT:
+            return (
+                f"combine {representation.combine.name.lower()} needs the rows of an id's buckets on one rank, as only "
+                "their sum can be made from the ranks' parts",
+                ", or combine add",
+            )
+        if representation.combine == Combine.CONCAT and sharding_type in COLUMN_SPLIT:
+            return (
+                "combine concat has some of a vector's columns in each row, whose own may then not be split",
+                ", or combine add or mult",
+            )
+    if sharding_type in COLUMN_SPLIT:
+        if isinstance(representation, SoftThreshold) and representation.shared == Shared.ROW:
+            return (
+                f"granularity {representation.granularity} shares a threshold by the columns of a row, which may then "
+                "not be split",
+                ", or granularity feature_dimension",
+            )
+        if isinstance(representation, Masked):
+            return "the kept values of a row lie side by side, so that its columns may not be split", ""
+        if optimizer.rule == Optimizer.ROWWISE_ADAGRAD:
+            return (
+                "row-wise Adagrad has one moment for the columns of a row, which may then not be split",
+                ", or the optimizer adagrad",
+            )
+    return None

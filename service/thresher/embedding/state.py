@@ -24,8 +24,9 @@ def state_of(
     """Some state of a table, of which this rank has parts.
 
     Args:
-        parts: the rank's shards of the table with their state, [local rows, local columns or 1].
-        one_a_row: whether the state has one value a row instead of one an entry.
+        parts: the rank's shards of the table with their state, [local rows, local columns or values a row].
+        one_a_row: whether the state has one value a row instead of one an entry, or, where rows lie side by side
+            (`Composed.beside`), one for each of those.
         pg: process group of the sharding.
     """
     table, local = parts[0]
@@ -49,7 +50,7 @@ def sharded_like(
 
     Args:
         values: how the values [rows, columns] are sharded.
-        one_a_row: whether the state has one value a row instead of one an entry.
+        one_a_row: see `state_of`.
         dtype: of the state.
         own: this rank's parts, where in the values they lie and the state itself; may be none.
         pg: process group of the sharding.
@@ -60,9 +61,10 @@ def sharded_like(
         block = places[0].shard_offsets[1] if places else 0
         metadata.shards_metadata = [part for part in metadata.shards_metadata if part.shard_offsets[1] == block]
         places, tensors = places[:1], tensors[:1]
+        width = tensors[0].shape[1] if tensors else 1
         for part in [*metadata.shards_metadata, *places]:
-            part.shard_sizes, part.shard_offsets = [part.shard_sizes[0], 1], [part.shard_offsets[0], 0]
-        metadata.size = torch.Size([metadata.size[0], 1])
+            part.shard_sizes, part.shard_offsets = [part.shard_sizes[0], width], [part.shard_offsets[0], 0]
+        metadata.size = torch.Size([metadata.size[0], width])
     shards = [Shard(tensor, place) for tensor, place in zip(tensors, places, strict=True)]
     metadata.tensor_properties = TensorProperties(dtype=dtype)
     return ShardedTensor._init_from_local_shards_and_global_metadata(

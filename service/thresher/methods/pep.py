@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
+from thresher.embedding.representation import SoftThreshold
 from thresher.embedding.sharding import ShardedCollection
 from thresher.kernels import layout
+from thresher.kernels.layout import Shared
 from thresher.methods.ranking import RankedShard, select_largest
 from thresher.spec import SearchSpec, budget_name, budget_params
 
@@ -56,7 +58,7 @@ class TableShard:
 
 
 def table_shards(collection: ShardedCollection, replicas: bool = False) -> list[TableShard]:
-    """This rank's shards, for a collection with learned thresholds.
+    """This rank's shards of the tables that learn thresholds.
 
     Args:
         collection: the tables.
@@ -66,6 +68,7 @@ def table_shards(collection: ShardedCollection, replicas: bool = False) -> list[
     return [
         _shard(kernel, part, place[part.name])
         for kernel in collection.kernels()
+        if kernel.group.shared != Shared.NONE
         for part in kernel.parts()
         if part.counted or replicas
     ]
@@ -116,7 +119,8 @@ def start_thresholds(
         spec: the search.
         counts: training occurrences of each row [N], by table.
     """
-    logs = {name: np.log1p(count) for name, count in counts.items()}
+    learned = {name for name, own in collection.representations.items() if isinstance(own, SoftThreshold)}
+    logs = {name: np.log1p(count) for name, count in counts.items() if name in learned}
     mean = sum(log.sum() for log in logs.values()) / sum(log.size for log in logs.values())
     for parameter in collection.shared_thresholds.values():  # also those of tables that other ranks hold
         parameter.copy_(spec.threshold_init + _column_prior(spec, 0, parameter.numel(), parameter.numel()))

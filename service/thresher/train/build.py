@@ -16,7 +16,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.planning import make_plan
-from thresher.embedding.representation import Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import Masked, Representation, RowOptimizer
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
 from thresher.kernels.layout import Optimizer
@@ -54,7 +54,7 @@ def build(
     spec: Spec,
     meta: Mapping[str, Any],
     ranks: Ranks,
-    representation: Representation,
+    representation: Representation | Mapping[str, Representation],
     train: TrainSpec,
     table_seed: int,
     dense_seed: int,
@@ -65,7 +65,7 @@ def build(
         spec: the job.
         meta: what `prepare` found in the data.
         ranks: who takes part.
-        representation: of the tables.
+        representation: of every table, or of each by its name.
         train: how it will be trained.
         table_seed: of the tables' initial values.
         dense_seed: of the dense part's initial values.
@@ -104,7 +104,7 @@ def build(
     tables = collection_of(sharded)
     inside = {id(parameter) for parameter in tables.parameters()}
     dense = {name: p for name, p in sharded.named_parameters() if id(p) not in inside}
-    return Job(sharded, tables, dense, _optimizer(train, dense, tables, representation), train, ranks)
+    return Job(sharded, tables, dense, _optimizer(train, dense, tables), train, ranks)
 
 
 def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], numeric: int) -> nn.Module:
@@ -117,7 +117,8 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], nume
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
     names = {"auto": None, "grid": ShardingType.GRID_SHARD.value}  # the others are TorchRec's own
     sharding = names.get(spec.runtime.sharding, spec.runtime.sharding)
-    if isinstance(collection.representation, Masked) and sharding in COLUMN_SPLIT:
+    masked = any(isinstance(representation, Masked) for representation in collection.representations.values())
+    if masked and sharding in COLUMN_SPLIT:
         sharding = None  # a search may split columns, but what it leaves of a row is stored together
     return make_plan(
         model,
@@ -131,20 +132,17 @@ def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, rank
 
 
 def _optimizer(
-    train: TrainSpec,
-    dense: Mapping[str, nn.Parameter],
-    collection: ShardedCollection,
-    representation: Representation,
+    train: TrainSpec, dense: Mapping[str, nn.Parameter], collection: ShardedCollection
 ) -> torch.optim.Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": list(dense.values()), "lr": train.dense_learning_rate, "weight_decay": train.dense_weight_decay}
     ]
-    if isinstance(representation, SoftThreshold) and representation.replicated:
+    if collection.soft_threshold and collection.soft_threshold.replicated:
         groups.append(
             {
                 "params": list(collection.shared_thresholds.values()),
-                "lr": representation.learning_rate,
-                "weight_decay": representation.weight_decay,
+                "lr": collection.soft_threshold.learning_rate,
+                "weight_decay": collection.soft_threshold.weight_decay,
             }
         )
     return torch.optim.Adam(groups) if train.dense_optimizer == "adam" else torch.optim.Adagrad(groups)
