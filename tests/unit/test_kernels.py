@@ -6,7 +6,9 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from hypothesis import strategies as st
 from tests.unit.kernel_cases import Case, assert_equal, make_batch, make_tables, train
 from thresher.kernels import ops, reference
 from thresher.kernels.layout import Combine, Optimizer, Shared
+
+needs_cpp = pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # a process either interprets Triton or compiles it
 
 # Tables of quotient and remainder, of three mixed radices, and a plain one.
 PARTITIONS = (2, 1, 7, 7, 6, 3, 1, 4, 4, 3, 12, 2, 0)
@@ -51,16 +56,46 @@ def name_of(case: Case) -> str:
     return " ".join(f"{k}={getattr(v, 'name', v)}" for k, v in changed.items()) or "dense"
 
 
-@pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+@dataclass(frozen=True)
+class Backend:
+    """What is compared with the reference, and on how many steps: Triton's interpreter takes a second for one."""
+
+    operators: Any
+    device: str = "cpu"
+    steps: int = 10
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpp", marks=needs_cpp),
+        pytest.param(
+            "triton in its interpreter", marks=pytest.mark.skipif(not INTERPRETED, reason="Triton compiles here")
+        ),
+        pytest.param("triton on a GPU", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Each of the backends."""
+    if request.param == "cpp":
+        return Backend(torch.ops.thresher)
+    pytest.importorskip("triton", reason="needs Triton")
+    from thresher.kernels import triton
+
+    return Backend(triton, steps=1) if INTERPRETED else Backend(torch.ops.thresher, device="cuda")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, in lanes of Triton's interpreter that nobody stores
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_ten_steps_equal_the_reference(case: Case) -> None:
+def test_steps_equal_the_reference(case: Case, backend: Backend) -> None:
+    if backend.steps == 1 and case.batch * case.most * max(case.dims) > 3000:
+        pytest.skip("too large for Triton's interpreter")
     tables = make_tables(case)
-    expected = train(reference, case, tables, steps=10)
-    assert_equal(train(torch.ops.thresher, case, tables, steps=10), expected, case)
+    expected = train(reference, case, tables, backend.steps)
+    assert_equal(train(backend.operators, case, tables, backend.steps, backend.device), expected, case)
     assert case.most == 0 or not torch.equal(expected.weights, tables.weights)
 
 
-@pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+@needs_cpp
 @settings(max_examples=100, deadline=None)
 @given(
     shape=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 40)), min_size=1, max_size=4),
@@ -86,7 +121,7 @@ def test_any_shape_equals_the_reference(
     assert_equal(train(torch.ops.thresher, case, tables, steps=3), train(reference, case, tables, steps=3), case)
 
 
-@pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+@needs_cpp
 def test_number_of_threads_does_not_change_a_bit() -> None:
     case = Case(
         Shared.COLUMN, Optimizer.ADAGRAD, rows=(5000, 300), dims=(16, 8), feature_tables=(0, 1), batch=3000, most=30
@@ -103,7 +138,7 @@ def test_number_of_threads_does_not_change_a_bit() -> None:
     assert_equal(found[0], train(reference, case, tables, steps=2), case)
 
 
-@pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+@needs_cpp
 @pytest.mark.parametrize("bad", [-1, 9])
 def test_an_id_that_is_no_row_is_named(bad: int) -> None:
     case = Case(one_hot=True)
@@ -118,12 +153,12 @@ def test_an_id_that_is_no_row_is_named(bad: int) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.skipif(not ops.CPU_KERNELS, reason="installed without the C++ kernels")
+@needs_cpp
 @pytest.mark.parametrize("instructions", ["avx2", "portable"])
 def test_other_instruction_sets_equal_the_reference(instructions: str) -> None:
     """The same test, in a process that may not use AVX-512."""
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "ten_steps", __file__, "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-k", "steps and cpp", __file__, "-p", "no:cacheprovider"],
         env=os.environ | {"THRESHER_CPU": instructions},
         capture_output=True,
         text=True,

@@ -2,8 +2,8 @@
 
     python -m tests.unit.triton_ahead_of_time
 
-Run it without `TRITON_INTERPRET`. The cases of `test_triton` go through the functions that a GPU would go through, on
-tensors of the processor; each launch ends when the kernel is compiled.
+Run it without `TRITON_INTERPRET`. Cases like those of `test_kernels` go through the functions that a GPU would go
+through, on tensors of the processor; each launch ends when the kernel is compiled.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from tests.unit.test_triton import FEATURE_TABLES, Case
+from tests.unit.kernel_cases import Case, make_tables, train
 from thresher.kernels import triton as backend
-from thresher.kernels.layout import Combine, Optimizer, Shared, output_dims
+from thresher.kernels.layout import Combine, Optimizer, Shared
 
 TARGET = GPUTarget("cuda", 90, 32)
+COMPOSED: dict[str, Any] = {"rows": (13, 9, 30), "partitions": (2, 1, 7, 7, 6, 3, 1, 4, 4, 3, 12, 2, 0)}
 CASES = [
-    Case(Shared.NONE, Optimizer.SGD, dims=[16, 16, 16, 16]),
-    Case(Shared.TABLE, Optimizer.ADAM, torch.bfloat16, dims=[64, 128, 64, 64], mean=True, integers=torch.int32),
-    Case(Shared.COLUMN, Optimizer.ROWWISE_ADAGRAD, torch.float16, weighted=True),
-    Case(Shared.ROW, Optimizer.ADAGRAD, dims=[1, 1, 1, 1]),
-    Case(Shared.ELEMENT, Optimizer.ADAM, dims=[1024, 8, 1000, 520]),
-    Case(Shared.ROW, Optimizer.ROWWISE_ADAGRAD, combine=Combine.MULT, weighted=True),
-    Case(Shared.NONE, Optimizer.ADAM, torch.float16, masked=True),
-    Case(Shared.COLUMN, Optimizer.SGD, masked=True, combine=Combine.CONCAT, weighted=True),
+    Case(dims=(16, 16, 16)),
+    Case(Shared.TABLE, Optimizer.ADAM, dims=(64, 128, 64), mean=True, dtype=torch.bfloat16, index_dtype=torch.int32),
+    Case(Shared.COLUMN, Optimizer.ROWWISE_ADAGRAD, weighted=True, dtype=torch.float16),
+    Case(Shared.ROW, Optimizer.ADAGRAD, dims=(1, 1, 1)),
+    Case(Shared.ELEMENT, Optimizer.ADAM, dims=(1024, 8, 520)),
+    Case(Shared.ROW, Optimizer.ROWWISE_ADAGRAD, combine=Combine.MULT, weighted=True, **COMPOSED),
+    Case(optimizer=Optimizer.ADAM, masked=True, dtype=torch.float16),
+    Case(Shared.COLUMN, masked=True, combine=Combine.CONCAT, weighted=True, **COMPOSED),
 ]
 
 
@@ -66,15 +67,7 @@ def main() -> None:
     JITFunction.run = compile_only
     backend.forward._lookup_kernel._do_bench = every_config
     for case in CASES:
-        ids, offsets, weights = case.batch()
-        width = sum(output_dims(case.dims, case.partitions, case.combine)[table] for table in FEATURE_TABLES)
-        grad = torch.zeros((offsets.numel() - 1) // len(FEATURE_TABLES), width)
-        read = [case.tensors[name] for name in ("weights", "thresholds", "mask", "starts")]
-        backend.lookup(*read, ids, offsets, weights, 0.0, *case.layout())
-        backend.update(
-            grad, *case.tensors.values(), ids, offsets, weights, 0.0, *case.layout(), case.optimizer, 0.1, 0.0, 0.0,
-            0.0, 1e-8, 1, case.weighted,
-        )  # fmt: skip
+        train(backend, case, make_tables(case), steps=1)
     for kernel in {id(kernel): kernel for kernel in compiled}.values():
         ptx = kernel.asm["ptx"]
         found = {

@@ -16,6 +16,8 @@ from operator import mul
 import torch
 from torch import Tensor
 
+from thresher.kernels.layout import stacked_rows
+
 
 @dataclass(frozen=True)
 class Partitions:
@@ -99,10 +101,7 @@ class Partitions:
 
     def rows_of(self, ids_L: Tensor) -> Tensor:
         """The rows that hold the ids' buckets, int64 [L, K]."""
-        ids_L = ids_L.long()
-        return torch.stack(
-            [first + ids_L // a % m for (a, m), first in zip(self.splits, self.first_rows, strict=True)], dim=1
-        )
+        return stacked_rows(ids_L.long(), self.splits)
 
     def is_complementary(self, n: int) -> bool:
         """Whether any two of the ids 0 to n − 1 differ in a bucket.

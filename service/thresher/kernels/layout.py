@@ -164,6 +164,17 @@ def partitions_of(partitions: Sequence[int], tables: int) -> list[list[tuple[int
     return found
 
 
+def stacked_rows(ids_L: Tensor, split: Sequence[tuple[int, int]]) -> Tensor:
+    """Rows of the stacked partitions [L, K] for each id; for a plain table the ids themselves, K = 1."""
+    if not split:
+        return ids_L.unsqueeze(1)
+    first, rows = 0, []
+    for divisor, modulus in split:
+        rows.append(first + ids_L // divisor % modulus)
+        first += modulus
+    return torch.stack(rows, dim=1)
+
+
 def output_dims(dims: Sequence[int], partitions: Sequence[int], combine: int) -> list[int]:
     """Columns of each table's vectors: those of its rows, or of all partitions' rows side by side."""
     if combine != Combine.CONCAT:

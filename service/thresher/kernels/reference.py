@@ -25,6 +25,7 @@ from thresher.kernels.layout import (
     masks_of,
     partitions_of,
     per_row,
+    stacked_rows,
     tables_of,
     thresholds_of,
     unpack_masks,
@@ -58,7 +59,7 @@ def lookup(
     pooled = []
     for feature, number in enumerate(feature_tables):
         bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
-        rows_LK = _physical_rows(bags.ids_L, splits[number])
+        rows_LK = stacked_rows(bags.ids_L, splits[number])
         chosen = Rows(tables[number], rows_LK.flatten(), mask, starts)
         vectors_LKD = _vectors(chosen, weights, thresholds, Shared(shared), pressure).view(*rows_LK.shape, dims[number])
         pooled.append(bags.pool(_combined(vectors_LKD, Combine(combine)), mean))
@@ -105,7 +106,7 @@ def update(
         rows_P, grads_PD = [], []  # of all pairs of an id and one of its partitions
         for feature in (f for f, number in enumerate(feature_tables) if number == table.number):
             bags = _Bags(feature, len(feature_tables), indices, offsets, sample_weights)
-            rows_LK = _physical_rows(bags.ids_L, splits[table.number])
+            rows_LK = stacked_rows(bags.ids_L, splits[table.number])
             chosen = Rows(table, rows_LK.flatten(), mask, starts)
             vectors_LKD = _vectors(chosen, weights, thresholds, shared, pressure).view(*rows_LK.shape, table.dim)
             grad_LD = bags.spread(columns[feature], mean)
@@ -199,17 +200,6 @@ def _step_thresholds(
     s[rows_U], states = _step(rule, s[rows_U], grad, [v[rows_U] for v in views], learning_rate, weight_decay, eps, step)
     for view, state in zip(views, states, strict=True):
         view[rows_U] = state
-
-
-def _physical_rows(ids_L: Tensor, split: list[tuple[int, int]]) -> Tensor:
-    """Rows of the stacked partitions [L, K] for each id; for a plain table the ids themselves, K = 1."""
-    if not split:
-        return ids_L.unsqueeze(1)
-    first, rows = 0, []
-    for divisor, modulus in split:
-        rows.append(first + ids_L // divisor % modulus)
-        first += modulus
-    return torch.stack(rows, dim=1)
 
 
 def _vectors(chosen: Rows, weights: Tensor, thresholds: Tensor, shared: Shared, pressure: float) -> Tensor:
