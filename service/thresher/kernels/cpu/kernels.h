@@ -71,14 +71,13 @@ struct Update {
   float inverse_dim;               // 1 / columns of the table
 };
 
-// The rows that one task updates, in order, and where their gradients are. Keys are row << shift | payload, in order; the
-// payload is the bag, counted over the table's features, or, where `bag_of` is there, the id.
+// The rows that one task updates, in order, and where their gradients are. The payload of an id is its bag, counted over
+// the table's features, or, where `bag_of` is there, its number among the table's ids.
 struct Merged {
-  const uint64_t* keys;
+  const uint32_t* payloads;  // of row after row
   int64_t count;
-  int shift;
   const int64_t* rows;      // the different rows
-  const int64_t* firsts;    // first key of each, and the end
+  const int64_t* firsts;    // first payload of each, and the end
   int64_t different;
   bool simple;              // one feature, summed without weights: the payload is the row of grad
   const uint32_t* bag_of;   // bag of each id, by payload

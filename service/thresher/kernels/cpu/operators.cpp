@@ -247,64 +247,92 @@ constexpr int kMostPartBits = 4;
 
 // Everything a task keeps from one stage of a composed update to the next; of a plain one, buffers of its thread.
 struct Work {
-  std::vector<uint64_t> keys, spare;
+  Runs runs;
   std::vector<uint32_t> bag_of;
-  std::vector<int64_t> id_of, rows, firsts;
+  std::vector<int64_t> id_of;
   std::vector<float> merged;
 };
 
-// Keys of a task's ids, in order of rows, and what the kernels need beside them.
+// A task's rows in order, and what the kernels need beside them.
 Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& features, const std::vector<Bags>& bags,
              const std::vector<int64_t>& columns, const Tensor& grad, Work& work) {
   const Table& table = call.tables[task.table];
   const bool by_id = table.partitions > 0 || call.sample_weights.defined();
   int64_t ids = 0;
   for (int64_t f : features) ids += call.bags[f].offsets[call.batch] - call.bags[f].offsets[0];
-  const int64_t payloads = by_id ? ids : static_cast<int64_t>(features.size()) * call.batch;
-  const int shift = bits_below(payloads);
-  TORCH_CHECK_VALUE(shift + bits_below(table.rows) <= 64 && payloads <= INT64_C(0xffffffff),
-                    "table ", task.table, ": ", payloads, " ids in one batch are too many; make the batch smaller");
-  work.keys.resize(ids * std::max(1, table.partitions));
-  work.bag_of.resize(by_id ? ids : 0);
-  work.id_of.resize(by_id ? ids : 0);
+  const int64_t pairs = ids * std::max(1, table.partitions);
+  const int64_t rows = ((table.rows - 1) >> task.bits) + 1;  // that can be the task's
+  TORCH_CHECK_VALUE(bits_below(rows) <= 32 && std::max<int64_t>(pairs, features.size() * call.batch) <= UINT32_MAX,
+                    "table ", task.table, ": ", pairs, " ids for ", table.rows,
+                    " rows in one update are more than 32 bits can count; make the batch smaller, or shard the table");
   const uint64_t ends = (uint64_t{1} << task.bits) - 1;
-  uint64_t payload = 0;
-  uint64_t* key = work.keys.data();
+
+  // Calls `found` with row and payload of all ids of the task; rows without the bits in which they are all alike.
+  auto each_pair = [&](auto found) {
+    const uint64_t part = task.part, mask = ends;  // locals, which no store can change
+    const int64_t batch = call.batch, partitions = table.partitions;
+    const int bits = task.bits;
+    const bool per_id = by_id;
+    uint32_t payload = 0;
+    for (size_t own = 0; own < features.size(); ++own) {
+      const int64_t *ids_of = bags[own].indices, *offsets = bags[own].offsets;
+      for (int64_t b = 0; b < batch; ++b) {
+        const auto number = static_cast<uint32_t>(own * batch + b);
+        const int64_t stop = offsets[b + 1];
+        for (int64_t i = offsets[b]; i < stop; ++i, ++payload) {
+          const uint32_t value = per_id ? payload : number;
+          if (partitions == 0) {
+            const uint64_t row = ids_of[i];
+            if ((row & mask) == part) found(row >> bits, value);
+            continue;
+          }
+          for (int p = 0; p < partitions; ++p) {
+            const uint64_t row = table.row_of(p, ids_of[i]);
+            if ((row & mask) == part) found(row >> bits, value);
+          }
+        }
+      }
+    }
+    return found;
+  };
   for (size_t own = 0; own < features.size(); ++own) {
     const Bags& bag = bags[own];
-    for (int64_t b = 0; b < call.batch; ++b) {
-      const uint64_t number = own * call.batch + b;
-      for (int64_t i = bag.offsets[b]; i < bag.offsets[b + 1]; ++i, ++payload) {
-        const int64_t id = bag.indices[i];
-        const uint64_t value = by_id ? payload : number;
-        if (by_id) {
-          work.bag_of[payload] = static_cast<uint32_t>(number);
-          work.id_of[payload] = i;
-        }
-        if (table.partitions == 0) {
-          if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(table.rows)) check_no_bad_id(call, features[own], i);
-          *key = static_cast<uint64_t>(id) << shift | value;
-          key += (id & ends) == task.part;
-          continue;
-        }
-        if (id < 0) check_no_bad_id(call, features[own], i);
-        for (int p = 0; p < table.partitions; ++p) {
-          const uint64_t row = table.row_of(p, id);
-          *key = row << shift | value;
-          key += (row & ends) == task.part;
+    const uint64_t end = table.partitions > 0 ? INT64_MAX : table.rows;
+    uint64_t bad = 0;
+    for (int64_t i = bag.offsets[0]; i < bag.offsets[call.batch]; ++i) {
+      bad |= static_cast<uint64_t>(bag.indices[i]) >= end;
+    }
+    for (int64_t i = bag.offsets[0]; bad && i < bag.offsets[call.batch]; ++i) {
+      if (static_cast<uint64_t>(bag.indices[i]) >= end) check_no_bad_id(call, features[own], i);
+    }
+  }
+  if (by_id) {
+    work.bag_of.clear();
+    work.id_of.clear();
+    for (size_t own = 0; own < features.size(); ++own) {
+      for (int64_t b = 0; b < call.batch; ++b) {
+        for (int64_t i = bags[own].offsets[b]; i < bags[own].offsets[b + 1]; ++i) {
+          work.bag_of.push_back(static_cast<uint32_t>(own * call.batch + b));
+          work.id_of.push_back(i);
         }
       }
     }
   }
-  work.keys.resize(key - work.keys.data());
-  radix_sort(work.keys, work.spare, shift + task.bits, shift + bits_below(table.rows));
+  Runs& runs = work.runs;
+  if (should_count(rows, pairs)) {
+    count_rows(each_pair, rows, pairs, runs);
+  } else {
+    sort_rows(each_pair, rows, pairs, runs);
+  }
+  if (task.bits > 0) {
+    for (int64_t i = 0; i < runs.different; ++i) runs.rows[i] = runs.rows[i] << task.bits | task.part;
+  }
   Merged merged = {};
-  merged.keys = work.keys.data();
-  merged.count = static_cast<int64_t>(work.keys.size());
-  merged.shift = shift;
-  merged.different = collect_rows(work.keys, shift, work.rows, work.firsts);
-  merged.rows = work.rows.data();
-  merged.firsts = work.firsts.data();
+  merged.payloads = runs.payloads.data();
+  merged.count = static_cast<int64_t>(runs.payloads.size());
+  merged.rows = runs.rows.data();
+  merged.firsts = runs.firsts.data();
+  merged.different = runs.different;
   merged.simple = !by_id && features.size() == 1 && !bags[0].mean;
   merged.bag_of = by_id ? work.bag_of.data() : nullptr;
   merged.id_of = by_id ? work.id_of.data() : nullptr;
