@@ -46,6 +46,7 @@ CASES = [
     *(Case(Shared.ROW, rows=(5,), dims=(d,), feature_tables=(0,), batch=40, most=90) for d in (1, 2, 130, 1024)),
     Case(masked=True, rows=(50,), dims=(130,), feature_tables=(0,), optimizer=Optimizer.ADAM),
     Case(feature_tables=(2, 0, 0, 1, 2), dims=(64, 8, 100), most=1),
+    Case(Shared.ELEMENT, Optimizer.ADAGRAD, (400,), (8,), (0,), batch=5, most=1000, mean=True),
     Case(rows=(3,), dims=(4,), feature_tables=(0,), batch=2, most=0),
 ]
 
@@ -136,6 +137,31 @@ def test_number_of_threads_does_not_change_a_bit() -> None:
         assert torch.equal(other.weights, found[0].weights)
         assert all(torch.equal(a, b) for a, b in zip(other.results, found[0].results, strict=True))
     assert_equal(found[0], train(reference, case, tables, steps=2), case)
+
+
+@needs_cpp
+def test_a_table_of_2_to_the_33_parameters() -> None:
+    """Of which the few rows that are touched take memory."""
+    dim, rows = 16, 2**29
+    ids = torch.tensor([0, rows - 1, 2**28 + 5, rows - 1, 3])
+    try:
+        weights = torch.empty(rows * dim, dtype=torch.bfloat16)
+    except RuntimeError:
+        pytest.skip("this machine does not map 16 GB")
+    weights.view(rows, dim)[ids] = torch.randn(5, dim, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    small = weights.view(rows, dim)[ids[[0, 4, 2, 1]]].flatten()  # the same rows, as a table of 4
+    grad = torch.randn(5, dim, generator=torch.Generator().manual_seed(2))
+    found = []
+    for table, own, count in ((weights, ids, rows), (small, torch.tensor([0, 3, 2, 3, 1]), 4)):
+        none, nowhere = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        batch = [own, torch.arange(6), None, 0.0, [count], [dim], [0], [], 0, 0, False]
+        out = torch.ops.thresher.lookup(table, none, none.byte(), nowhere, *batch)
+        torch.ops.thresher.update(
+            grad, table, [], none, [], none.byte(), nowhere, none.bool(), *batch, 0, 0.1, 0.0, 0.0, 0.0, 1e-8, 1, False
+        )
+        found.append((out, table.view(count, dim)[own]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], found[0][1].float())
 
 
 @needs_cpp
