@@ -240,10 +240,10 @@ struct Task {
   int bits;
 };
 
-// A table with more than a sixteenth of the batch's ids is shared out, by the last bits of its rows. Each part reads all
+// A table with more than a quarter of the batch's ids is shared out, by the last bits of its rows. Each part reads all
 // of the table's ids, so there are few.
-constexpr int64_t kShares = 16;
-constexpr int kMostPartBits = 4;
+constexpr int64_t kShares = 4;
+constexpr int kMostPartBits = 2;
 
 // Everything a task keeps from one stage of a composed update to the next; of a plain one, buffers of its thread.
 struct Work {
