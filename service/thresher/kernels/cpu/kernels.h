@@ -91,9 +91,9 @@ struct Merged {
 };
 
 struct Kernels {
-  // Pooled vectors of bags [first, last) to out + bag * stride. Gives the place of the first bad id, or -1.
-  int64_t (*lookup)(const Table&, Kind, Dtype, Combine, const Bags&, float pressure, int64_t first, int64_t last,
-                    float* out, int64_t stride);
+  // Pooled vectors of bags [first, last) to out + bag * stride.
+  void (*lookup)(const Table&, Kind, Dtype, Combine, const Bags&, float pressure, int64_t first, int64_t last,
+                 float* out, int64_t stride);
   // For each id of bags [first, last) the product of its vector with the bag's gradient.
   void (*sample_weight_grad)(const Table&, Kind, Dtype, Combine, const Bags&, float pressure, int64_t first,
                              int64_t last, const float* grad, int64_t stride, float* out);

@@ -75,6 +75,21 @@ struct Call {
 
 int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
+// Every id must be a row of its feature's table; an id of a composed table, any number from 0 up.
+void check_ids(const Call& call, const std::vector<int64_t>& rows) {
+  for (size_t f = 0; f < call.bags.size(); ++f) {
+    const Bags& bags = call.bags[f];
+    const int64_t first = bags.offsets[0], last = bags.offsets[call.batch];
+    const auto end = static_cast<uint64_t>(rows[f]);  // as unsigned numbers, negative ids are beyond it
+    bool bad = false;
+    for (int64_t i = first; i < last; ++i) bad |= static_cast<uint64_t>(bags.indices[i]) >= end;
+    for (int64_t i = first; bad && i < last; ++i) {
+      TORCH_CHECK_INDEX(static_cast<uint64_t>(bags.indices[i]) < end, "feature ", f, ": id ", bags.indices[i],
+                        " at place ", i, " is not a row of its table, which has ", rows[f], " rows");
+    }
+  }
+}
+
 Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask, const Tensor& starts,
              const Tensor& indices, const Tensor& offsets, const std::optional<Tensor>& sample_weights,
              double pressure, Ints rows, Ints dims, Ints feature_tables, Ints partitions, int64_t combine,
@@ -180,6 +195,7 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
       call.tables[t].column_thresholds = to;
     }
   }
+  std::vector<int64_t> rows_of_features;
   for (int64_t f = 0; f < features; ++f) {
     const int64_t t = feature_tables[f];
     TORCH_CHECK_VALUE(t >= 0 && t < static_cast<int64_t>(rows.size()), "feature ", f, " names table ", t);
@@ -188,15 +204,10 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
     call.columns.push_back(call.width);
     call.width += call.combine == Combine::kConcat && table.partitions ? table.dim * table.partitions : table.dim;
     call.bags.push_back({call.indices.data_ptr<int64_t>(), all_offsets + f * call.batch, factors, mean, false});
+    rows_of_features.push_back(table.partitions ? INT64_MAX : table.rows);
   }
+  check_ids(call, rows_of_features);
   return call;
-}
-
-void check_no_bad_id(const Call& call, int64_t feature, int64_t place) {
-  if (place < 0) return;
-  const Bags& bags = call.bags[feature];
-  TORCH_CHECK_INDEX(false, "feature ", feature, ": id ", bags.indices[place], " at place ", place, " is not a row of its table, which has ",
-                    call.tables[call.feature_tables[feature]].rows, " rows");
 }
 
 // Bags of one feature that one task looks up; small enough to share out, large enough to stream.
@@ -217,19 +228,14 @@ Tensor lookup(const Tensor& weights, const Tensor& thresholds, const Tensor& mas
   for (Bags& bags : call.bags) bags.stream = stream;
   const int64_t features = static_cast<int64_t>(call.bags.size());
   const int64_t parts = (call.batch + kBagsPerTask - 1) / kBagsPerTask;
-  std::vector<std::atomic<int64_t>> bad(features);
-  for (auto& place : bad) place = -1;
   float* to = out.data_ptr<float>();
   const Kernels& kernel = kernels();
   run_tasks(features * parts, [&](int64_t task) {
     const int64_t feature = task / parts, first = task % parts * kBagsPerTask;
     const int64_t last = std::min(first + kBagsPerTask, call.batch);
-    const int64_t place = kernel.lookup(call.tables[call.feature_tables[feature]], call.kind, call.dtype, call.combine,
-                                        call.bags[feature], call.pressure, first, last, to + call.columns[feature],
-                                        call.width);
-    if (place >= 0) bad[feature] = place;
+    kernel.lookup(call.tables[call.feature_tables[feature]], call.kind, call.dtype, call.combine, call.bags[feature],
+                  call.pressure, first, last, to + call.columns[feature], call.width);
   });
-  for (int64_t feature = 0; feature < features; ++feature) check_no_bad_id(call, feature, bad[feature]);
   return out;
 }
 
@@ -265,11 +271,10 @@ Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& fea
   TORCH_CHECK_VALUE(bits_below(rows) <= 32 && std::max<int64_t>(pairs, features.size() * call.batch) <= UINT32_MAX,
                     "table ", task.table, ": ", pairs, " ids for ", table.rows,
                     " rows in one update are more than 32 bits can count; make the batch smaller, or shard the table");
-  const uint64_t ends = (uint64_t{1} << task.bits) - 1;
 
   // Calls `found` with row and payload of all ids of the task; rows without the bits in which they are all alike.
   auto each_pair = [&](auto found) {
-    const uint64_t part = task.part, mask = ends;  // locals, which no store can change
+    const uint64_t part = task.part, mask = (uint64_t{1} << task.bits) - 1;  // locals, which no store can change
     const int64_t batch = call.batch, partitions = table.partitions;
     const int bits = task.bits;
     const bool per_id = by_id;
@@ -295,17 +300,6 @@ Merged merge(const Call& call, const Task& task, const std::vector<int64_t>& fea
     }
     return found;
   };
-  for (size_t own = 0; own < features.size(); ++own) {
-    const Bags& bag = bags[own];
-    const uint64_t end = table.partitions > 0 ? INT64_MAX : table.rows;
-    uint64_t bad = 0;
-    for (int64_t i = bag.offsets[0]; i < bag.offsets[call.batch]; ++i) {
-      bad |= static_cast<uint64_t>(bag.indices[i]) >= end;
-    }
-    for (int64_t i = bag.offsets[0]; bad && i < bag.offsets[call.batch]; ++i) {
-      if (static_cast<uint64_t>(bag.indices[i]) >= end) check_no_bad_id(call, features[own], i);
-    }
-  }
   if (by_id) {
     work.bag_of.clear();
     work.id_of.clear();
