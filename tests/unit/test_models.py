@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from thresher.models.deepfm import DeepFM
+from thresher.models.fields import Fields
 from thresher.models.fm import FM
+from thresher.spec import ModelSpec
 
 FIELDS = ["user", "item", "genres"]
 
@@ -25,6 +27,11 @@ class Given(nn.Module):
         return dict(reversed(self.vectors.items()))
 
 
+def fields(vectors: dict[str, Tensor]) -> Fields:
+    """The fields that have these vectors."""
+    return Fields(Given(vectors), {field: vectors[field].shape[1] for field in FIELDS})
+
+
 def pairwise(vectors: dict[str, Tensor], sample: int) -> Tensor:
     """First-order weights and all pairs of factors, one by one."""
     total = sum(vectors[field][sample, 0] for field in FIELDS)
@@ -37,7 +44,7 @@ def test_fm_is_all_pairs() -> None:
     torch.manual_seed(0)
     vectors = {field: torch.randn(5, 4) for field in FIELDS}
     numeric = torch.randn(5, 2)
-    model = FM(Given(vectors), FIELDS, numeric=2)
+    model = FM(fields(vectors), 2, ModelSpec(name="fm"))
     nn.init.normal_(model.bias)
     expected = [
         model.bias[0] + pairwise(vectors, b) + numeric[b] @ model.numeric.weight[0]
@@ -48,7 +55,7 @@ def test_fm_is_all_pairs() -> None:
 
 def test_fm_without_numeric_inputs() -> None:
     vectors = {field: torch.randn(3, 4) for field in FIELDS}
-    model = FM(Given(vectors), FIELDS, numeric=0)
+    model = FM(fields(vectors), 0, ModelSpec(name="fm"))
     expected = torch.stack([pairwise(vectors, b) for b in range(3)])
     torch.testing.assert_close(model(None, torch.empty(3, 0)), expected)
 
@@ -57,7 +64,7 @@ def test_deepfm_adds_a_network_over_factors_and_numeric_inputs() -> None:
     torch.manual_seed(1)
     vectors = {field: torch.randn(5, 4) for field in FIELDS}
     numeric = torch.randn(5, 2)
-    model = DeepFM(Given(vectors), FIELDS, numeric=2, dim=4, hidden=[6], dropout=0.0)
+    model = DeepFM(fields(vectors), 2, ModelSpec(name="deepfm", hidden=[6]))
     first, _, _, last = model.deep
     for b in range(5):
         inputs = torch.cat([*(vectors[field][b, 1:] for field in FIELDS), numeric[b]])

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from thresher.models.fm import FM, interactions
+from thresher.models.fields import Fields
+from thresher.models.fm import FM
+from thresher.models.mlp import mlp
+from thresher.spec import ModelSpec
 
 
 class DeepFM(FM):
     """A factorization machine and a network over the same factors and numeric inputs, added.
 
     Args:
-        embeddings: collection with one table of D columns a field.
-        fields: the fields, in the order of the batch.
+        fields: the fields, equally wide.
         numeric: number of numeric inputs N.
-        dim: columns D of a table.
-        hidden: widths of the hidden layers.
-        dropout: share of hidden units dropped in training.
+        spec: of the model; `hidden` and `dropout` are the network's.
     """
 
-    def __init__(
-        self,
-        embeddings: nn.Module,
-        fields: Sequence[str],
-        numeric: int,
-        dim: int,
-        hidden: Sequence[int],
-        dropout: float,
-    ) -> None:
-        super().__init__(embeddings, fields, numeric)
-        layers: list[nn.Module] = []
-        width = len(fields) * (dim - 1) + numeric
-        for units in hidden:
-            layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
-            width = units
-        self.deep = nn.Sequential(*layers, nn.Linear(width, 1))
+    def __init__(self, fields: Fields, numeric: int, spec: ModelSpec) -> None:
+        super().__init__(fields, numeric, spec)
+        self.deep = mlp(sum(dim - 1 for dim in fields.dims) + numeric, spec.hidden, spec.dropout, outputs=1)
 
     def forward(self, sparse: KeyedJaggedTensor, dense_BN: Tensor) -> Tensor:
         """Logits [B]."""
-        vectors_BFD = self.vectors(sparse)
-        factors_BFK = vectors_BFD[:, :, 1:]
-        deep_B: Tensor = self.deep(torch.cat([factors_BFK.flatten(1), dense_BN], dim=1)).squeeze(1)
-        logits_B: Tensor = self.bias + vectors_BFD[:, :, 0].sum(1) + interactions(factors_BFK) + deep_B
-        return logits_B if self.numeric is None else logits_B + self.numeric(dense_BN).squeeze(1)
+        vectors_BFD = self.fields.stacked(sparse)
+        deep_B: Tensor = self.deep(torch.cat([vectors_BFD[:, :, 1:].flatten(1), dense_BN], dim=1)).squeeze(1)
+        return self.logits(vectors_BFD, dense_BN) + deep_B

@@ -21,12 +21,15 @@ from thresher.embedding.sharding import ShardedCollection, Sharder, collection_o
 from thresher.embedding.sharding_types import COLUMN_SPLIT
 from thresher.kernels.layout import Optimizer
 from thresher.models.deepfm import DeepFM
+from thresher.models.fields import Fields
 from thresher.models.fm import FM
 from thresher.spec import ModelSpec, Spec, TrainSpec
 from thresher.train.group import Ranks
 
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
     logging.getLogger(noisy).setLevel(logging.ERROR)
+
+MODELS = {"fm": FM, "deepfm": DeepFM}
 
 
 @dataclass
@@ -92,7 +95,9 @@ def build(
     )
     with torch.random.fork_rng():
         torch.manual_seed(dense_seed)
-        model = create_model(spec.model, collection, [f["name"] for f in meta["fields"]], len(meta["dense"]))
+        model = create_model(
+            spec.model, collection, {f["name"]: spec.model.dim for f in meta["fields"]}, len(meta["dense"])
+        )
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     sharded = DistributedModelParallel(
         model,
@@ -107,11 +112,17 @@ def build(
     return Job(sharded, tables, dense, _optimizer(train, dense, tables), train, ranks)
 
 
-def create_model(spec: ModelSpec, embeddings: nn.Module, fields: list[str], numeric: int) -> nn.Module:
-    """The model that the spec names."""
-    if spec.name == "fm":
-        return FM(embeddings, fields, numeric)
-    return DeepFM(embeddings, fields, numeric, spec.dim, spec.hidden, spec.dropout)
+def create_model(spec: ModelSpec, embeddings: nn.Module, dims: Mapping[str, int], numeric: int) -> nn.Module:
+    """The model that the spec names.
+
+    Args:
+        spec: of the model.
+        embeddings: collection of the fields' tables.
+        dims: columns of each field's vectors as the collection gives them.
+        numeric: number of numeric inputs.
+    """
+    model = MODELS[spec.name]
+    return model(Fields(embeddings, dims, spec.dim if model.equal_dims else None), numeric, spec)
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:

@@ -1,0 +1,47 @@
+"""The vectors of a model's fields, whatever their tables look like: what every model is built on.
+
+Shapes: B samples, F fields, d_f columns of field f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class Fields(nn.Module):
+    """Looks the fields up, and makes their vectors equally wide for a model that needs it.
+
+    Args:
+        embeddings: collection that gives pooled vectors [B, d_f] by field.
+        dims: columns d_f of each field's vectors, at least 1; in the model's order of fields.
+        equal: columns that all vectors are to have: narrower and wider ones go through a linear map without bias.
+            None leaves each its own.
+
+    Attributes:
+        names: of the fields.
+        dims: columns of each field as `forward` gives them.
+    """
+
+    def __init__(self, embeddings: nn.Module, dims: Mapping[str, int], equal: int | None = None) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.names = list(dims)
+        self.dims = [equal or dim for dim in dims.values()]
+        self.projections = nn.ModuleDict(
+            {name: nn.Linear(dim, equal, bias=False) for name, dim in dims.items() if equal not in (None, dim)}
+        )
+
+    def forward(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
+        """Pooled vectors [B, d_f] of each field."""
+        pooled = self.embeddings(sparse)
+        return [
+            self.projections[name](pooled[name]) if name in self.projections else pooled[name] for name in self.names
+        ]
+
+    def stacked(self, sparse: KeyedJaggedTensor) -> Tensor:
+        """Pooled vectors [B, F, D] of fields that are equally wide."""
+        return torch.stack(self(sparse), dim=1)
