@@ -115,7 +115,7 @@ def validate(
     data: Annotated[bool, typer.Option("--data", help="Also look whether the raw data fit the spec.")] = False,
 ) -> None:
     """Say whether a spec can run; list all its errors if not."""
-    from thresher.spec import budget_name
+    from thresher.budget import budget_name
     from thresher.specfile import SpecError, load_spec
 
     with _mistakes_told():

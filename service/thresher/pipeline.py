@@ -27,10 +27,11 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus
 
 from thresher import launch, rundir
+from thresher.budget import budget_name
 from thresher.data.check import check
 from thresher.progress import Follower
 from thresher.rundir import MARKER, RunDir
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.specfile import load_spec
 
 STAGES = ("prepare", "train", "search", "prune", "retrain", "export", "evaluate", "report")

@@ -28,6 +28,7 @@ LAYERS = [
     {"kernels"},
     {"specfile", "specdoc", "progress"},
     {"spec", "rundir"},
+    {"budget"},
 ]
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
 

@@ -30,8 +30,9 @@ from thresher.embedding.representation import SoftThreshold
 from thresher.embedding.sharding import ShardedCollection
 from thresher.kernels import layout
 from thresher.kernels.layout import Shared
+from thresher.methods.masks import ShardMask
 from thresher.methods.ranking import RankedShard, select_largest
-from thresher.spec import SearchSpec, budget_name, budget_params
+from thresher.spec import SearchSpec
 
 PUBLISHED_DRIFT = 1e-3  # rise of s a step in published code: Adam normalises the weight decay to its learning rate
 _SAMPLE = 1 << 20  # entries over all ranks that a count looks at
@@ -146,20 +147,20 @@ class Pressure:
     Args:
         collection: the tables in training.
         spec: the search.
-        budgets: as the user gave them.
+        kept: parameters that stay under each budget, by its name.
         total_params: entries of all tables over all ranks.
         total_steps: of the search.
-        take: called with a budget and this rank's shards and masks when the budget is reached.
+        take: called with a budget's name and the masks of this rank's shards when the budget is reached.
     """
 
     def __init__(
         self,
         collection: ShardedCollection,
         spec: SearchSpec,
-        budgets: list[float | int],
+        kept: Mapping[str, int],
         total_params: int,
         total_steps: int,
-        take: Callable[[str, list[TableShard], list[Tensor]], None],
+        take: Callable[[str, list[ShardMask]], None],
     ) -> None:
         self._collection = collection
         self._spec = spec
@@ -167,7 +168,7 @@ class Pressure:
         self._total_steps = total_steps
         self._take = take
         self._row_stride = max(1, total_params // _SAMPLE)
-        self._kept = {budget_name(budget): budget_params(budget, total_params) for budget in budgets}
+        self._kept = kept
         self._lowest = min(self._kept.values()) / total_params
 
     def target(self, step: int) -> float | None:
@@ -219,7 +220,14 @@ class Pressure:
             if name in taken or not (reached or step == self._total_steps):
                 continue
             shards = table_shards(self._collection)
-            self._take(name, shards, exact_masks(shards, pressure, params))
+            masks = exact_masks(shards, pressure, params)
+            self._take(
+                name,
+                [
+                    ShardMask(shard.name, shard.table, shard.first_row, shard.first_column, mask_ND)
+                    for shard, mask_ND in zip(shards, masks, strict=True)
+                ],
+            )
             taken.append(name)
             if not reached:
                 stalled.append(name)

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from thresher import rundir
+from thresher.budget import Budget, budget_name
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.tables import Writer
 from thresher.train.build import Job
@@ -34,7 +35,7 @@ def run(spec: Spec) -> None:
     """Write `tables/baseline/` and `tables/<budget>/`."""
     with process_group(spec) as ranks, run_lease(spec, "export", ranks) as run_dir:
         meta = rundir.read_json(run_dir.data / "meta.json")
-        budgets: list[float | int | None] = [None, *spec.prune.budgets]
+        budgets: list[Budget | None] = [None, *spec.prune.budgets]
         with Progress(run_dir.path, "export", len(budgets), "model", enabled=ranks.first) as progress:
             for done, budget in enumerate(budgets, start=1):
                 name = "baseline" if budget is None else budget_name(budget)
@@ -53,7 +54,7 @@ def _write(
     meta: Mapping[str, Any],
     run_dir: RunDir,
     job: Job,
-    budget: float | int | None,
+    budget: Budget | None,
     kept: Mapping[str, Any] | None,
     work: Path,
 ) -> None:
@@ -69,7 +70,10 @@ def _write(
             spec_fingerprint=rundir.fingerprint(spec.model_dump(mode="json")),
         )
     for field in meta["fields"]:
-        name, rows, dim = field["name"], field["rows"], spec.model.dim
+        name, rows = field["name"], field["rows"]
+        dim = kept[name]["dim"] if kept else spec.model.dim
+        if not dim:
+            continue  # the field left the model
         chunks = _table_rows(job, name, job.ranks)
         if writer is None:
             for _ in chunks:
