@@ -18,8 +18,8 @@ def budget_name(budget: Budget) -> str:
     return f"{int(budget)}p" if budget > 1 or isinstance(budget, int) else f"{budget:g}"
 
 
-def check_budget(budget: Budget) -> None:
-    """Whether it can be understood.
+def check_budget(budget: Budget) -> Budget:
+    """The budget, if it can be understood.
 
     Raises:
         ValueError: if not.
@@ -30,6 +30,7 @@ def check_budget(budget: Budget) -> None:
         raise ValueError(f"budget {budget}: must be above 0")
     elif budget > 1 and budget != int(budget):
         raise ValueError(f"budget {budget}: give a share below 1 or a whole number of parameters")
+    return budget
 
 
 def budget_bytes(budget: Budget) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from thresher.budget import Budget, budget_name, check_budget
 
@@ -267,7 +267,7 @@ class SearchSpec(Section):
 class PruneSpec(Section):
     """How much may stay: one scheme, one retrained model and one set of tables for each budget."""
 
-    budgets: list[Budget] = Field(
+    budgets: list[Annotated[Budget, AfterValidator(check_budget)]] = Field(
         [0.5, 0.2, 0.1, 0.05],
         min_length=1,
         description="what may stay: a number below 1 is a share of the tables' parameters, a whole number from 1 up "
@@ -276,8 +276,6 @@ class PruneSpec(Section):
 
     @model_validator(mode="after")
     def _budgets(self) -> PruneSpec:
-        for budget in self.budgets:
-            check_budget(budget)
         if len(set(map(budget_name, self.budgets))) != len(self.budgets):
             raise ValueError(f"budgets {self.budgets}: one stands there twice")
         return self

@@ -226,7 +226,8 @@ model:
         "s.yaml:10:3: train.batch_size: expected a whole number, found 1.5",
         "s.yaml:11:14: train.clip_norm: expected a finite number, found .inf",
         "s.yaml:12:3: train.epochs: this key stands twice, first on line 9; keep one",
-        "s.yaml:14:18: prune.budgets[1]: expected a number or a whole number, found the text 'abc'",
+        "s.yaml:14:18: prune.budgets[1]: budget 'abc': give bytes as a number and one of B, kB, MB, GB, "
+        "KiB, MiB, GiB, such as 12MB",
         "s.yaml:16:3: model.hidden: expected a list, found 64",
         "s.yaml:17:3: model.name: expected one of 'fm' or 'deepfm', found the text 'deepmf'; did you mean deepfm?",
         "override train.patience=0: train.patience: expected a number of at least 1, found 0",
