@@ -71,6 +71,7 @@ def describe_masked(packed_NK: NDArray[np.uint8], dim: int) -> dict[str, Any]:
         "representation": "masked",
         "rows": len(kept_ND),
         "dim": dim,
+        "columns": dim,
         "kept": int(by_row.sum()),
         "rows_kept": int((by_row > 0).sum()),
         "kept_per_column": kept_ND.sum(0).tolist(),
@@ -79,13 +80,14 @@ def describe_masked(packed_NK: NDArray[np.uint8], dim: int) -> dict[str, Any]:
 
 
 def describe_narrow(rows: int, columns: int, dim: int) -> dict[str, Any]:
-    """What a scheme says of a table that gets fewer columns than the model's `dim`; with 0 its field is left out."""
+    """What a scheme says of a table that gets fewer than the uniform `dim` columns; with 0 its field is left out."""
     by_kept = [0] * (dim + 1)
     by_kept[columns] = rows
     return {
         "representation": "narrow",
         "rows": rows,
-        "dim": columns,
+        "dim": dim,
+        "columns": columns,
         "kept": rows * columns,
         "rows_kept": rows if columns else 0,
         "kept_per_column": [rows] * columns + [0] * (dim - columns),
@@ -124,9 +126,9 @@ def table_plan(folder: Path) -> TablePlan:
     scheme = read_scheme(folder)
     masked = Masked(SchemeMasks(folder / MASKS))
     fields = {
-        name: FieldTable(table["dim"], masked if table["representation"] == "masked" else Dense())
+        name: FieldTable(table["columns"], masked if table["representation"] == "masked" else Dense())
         for name, table in scheme["tables"].items()
-        if table["dim"]
+        if table["columns"]
     }
     return TablePlan(scheme["dim"], fields)
 

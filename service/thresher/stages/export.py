@@ -71,7 +71,7 @@ def _write(
         )
     for field in meta["fields"]:
         name, rows = field["name"], field["rows"]
-        dim = kept[name]["dim"] if kept else spec.model.dim
+        dim = kept[name]["columns"] if kept else spec.model.dim
         if not dim:
             continue  # the field left the model
         chunks = _table_rows(job, name, job.ranks)

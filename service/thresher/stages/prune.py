@@ -76,9 +76,8 @@ def _narrow(
 
     wanted = sizes.params_within(budget, lambda params: sizes.narrow(plan(columns_within(params)[0])))
     columns, why = columns_within(wanted)
-    dim = plan(columns).dim
-    tables = {name: describe_narrow(rows[name], d, dim) for name, d in columns.items()}
-    write_scheme(work, _describe(spec, meta, budget, tables, wanted, why) | {"dim": dim}, None)
+    tables = {name: describe_narrow(rows[name], d, spec.model.dim) for name, d in columns.items()}
+    write_scheme(work, _describe(spec, meta, budget, tables, wanted, why) | {"dim": plan(columns).dim}, None)
 
 
 def _columns_within(spec: Spec, rows: Mapping[str, int], run_dir: RunDir) -> Callable[[int], tuple[Columns, str]]:
