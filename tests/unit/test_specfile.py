@@ -228,7 +228,8 @@ model:
         "s.yaml:12:3: train.epochs: this key stands twice, first on line 9; keep one",
         "s.yaml:14:18: prune.budgets[1]: expected a number or a whole number, found the text 'abc'",
         "s.yaml:16:3: model.hidden: expected a list, found 64",
-        "s.yaml:17:3: model.name: expected one of 'fm' or 'deepfm', found the text 'deepmf'; did you mean deepfm?",
+        "s.yaml:17:3: model.name: expected one of 'fm', 'wide_deep', 'deepfm', 'autoint', 'dlrm' or 'dcnv2', "
+        "found the text 'deepmf'; did you mean deepfm?",
         "override train.patience=0: train.patience: expected a number of at least 1, found 0",
         "override seed=x: seed: expected a whole number, found the text 'x'",
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,27 @@ from thresher.embedding.representation import Masked, Representation, RowOptimiz
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
 from thresher.kernels.layout import Optimizer
+from thresher.models.autoint import AutoInt
+from thresher.models.dcnv2 import DCNv2
 from thresher.models.deepfm import DeepFM
+from thresher.models.dlrm import DLRM
 from thresher.models.fields import Fields
 from thresher.models.fm import FM
+from thresher.models.wide_deep import WideDeep
 from thresher.spec import ModelSpec, Spec, TrainSpec
 from thresher.train.group import Ranks
 
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-MODELS = {"fm": FM, "deepfm": DeepFM}
+MODELS: dict[str, Callable[[Fields, int, ModelSpec], nn.Module]] = {
+    "fm": FM,
+    "wide_deep": WideDeep,
+    "deepfm": DeepFM,
+    "autoint": AutoInt,
+    "dlrm": DLRM,
+    "dcnv2": DCNv2,
+}
 
 
 @dataclass
@@ -122,7 +133,8 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, dims: Mapping[str, int]
         numeric: number of numeric inputs.
     """
     model = MODELS[spec.name]
-    return model(Fields(embeddings, dims, spec.dim if model.equal_dims else None), numeric, spec)
+    fields = Fields(embeddings, dims, spec.dim if getattr(model, "equal_dims", True) else None)
+    return model(fields, numeric, spec)
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
