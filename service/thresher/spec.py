@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Granularity = Literal["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 Positive = Annotated[int, Field(ge=1)]
@@ -179,6 +179,11 @@ class ModelSpec(Section):
     """The recommendation model. Options of other models are ignored: `model.name` alone changes the model."""
 
     name: Literal["fm", "wide_deep", "deepfm", "autoint", "dlrm", "dcnv2"] = "deepfm"
+    factory: str | None = Field(
+        None,
+        description="MODULE:FUNCTION: a model of your own in place of `name`, made by FUNCTION(fields, numeric, spec); "
+        "imported only with --trust-model-code",
+    )
     dim: Annotated[int, Field(ge=2, le=1024)] = Field(
         16,
         description="columns of every table; fm, wide_deep, deepfm: the first is the first-order weight, the others "
@@ -202,6 +207,22 @@ class ModelSpec(Section):
     )
     cross_layers: Positive = Field(3, description="dcnv2: number of cross layers")
     cross_rank: Positive | None = Field(None, description="dcnv2: rank of their matrices; default: full")
+
+    @property
+    def title(self) -> str:
+        """What the model is called in metrics and exported tables."""
+        return self.factory or self.name
+
+    @field_validator("factory")
+    @classmethod
+    def _names_a_function(cls, factory: str | None) -> str | None:
+        if factory is not None:
+            module, _, function = factory.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), function]):
+                raise ValueError(
+                    f"expected MODULE:FUNCTION, such as towers.two:create, found the text {factory[:60]!a}"
+                )
+        return factory
 
 
 class TrainSpec(Section):

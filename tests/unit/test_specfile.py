@@ -254,6 +254,24 @@ def test_conditions_between_keys_point_at_the_key_they_begin_with(tmp_path: Path
     assert error == "s.yaml:3:3: train.batch_size 1023 must be a multiple of runtime.ranks 2"
 
 
+@pytest.mark.parametrize(
+    "factory", ["towers", "towers.py:", ":create", "towers:two words", "a..b:create", "a:b:c", "é!:x"]
+)
+def test_a_factory_is_a_module_and_a_function(factory: str, tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + f'model:\n  factory: "{factory}"\n')
+    assert error == (
+        f"s.yaml:3:3: model.factory: expected MODULE:FUNCTION, such as towers.two:create, found the text {factory!a}"
+    )
+
+
+def test_a_factory_replaces_the_name(tmp_path: Path) -> None:
+    text = MINIMAL + "model: {name: fm}"
+    assert load(tmp_path, text).model.title == "fm"
+    spec = load(tmp_path, text, "model.factory=towers.two:create")
+    assert spec.model.title == "towers.two:create"
+    assert load(tmp_path, json.dumps(spec.model_dump(mode="json"))) == spec
+
+
 def test_too_many_errors_are_cut(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load(tmp_path, MINIMAL + "\n".join(f"key{i}: 1" for i in range(MAX_ERRORS + 7)))

@@ -26,7 +26,7 @@ LAYERS = [
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},
-    {"specfile", "specdoc", "progress"},
+    {"specfile", "specdoc", "progress", "trust"},
     {"spec", "rundir"},
 ]
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}

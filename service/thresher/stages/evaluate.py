@@ -63,7 +63,7 @@ def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | in
     trained = rundir.read_json(model / "model.json")
     tables = load(run_dir.tables(name))
     return {
-        "model": spec.model.name,
+        "model": spec.model.title,
         "method": trained["method"],
         "budget": budget,
         "seed": spec.seed,

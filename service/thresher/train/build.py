@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from thresher.embedding.representation import Masked, Representation, RowOptimiz
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
 from thresher.kernels.layout import Optimizer
+from thresher.models import factory
 from thresher.models.autoint import AutoInt
 from thresher.models.dcnv2 import DCNv2
 from thresher.models.deepfm import DeepFM
@@ -33,7 +34,7 @@ from thresher.train.group import Ranks
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-MODELS: dict[str, Callable[[Fields, int, ModelSpec], nn.Module]] = {
+MODELS: dict[str, factory.Factory] = {
     "fm": FM,
     "wide_deep": WideDeep,
     "deepfm": DeepFM,
@@ -124,17 +125,21 @@ def build(
 
 
 def create_model(spec: ModelSpec, embeddings: nn.Module, dims: Mapping[str, int], numeric: int) -> nn.Module:
-    """The model that the spec names.
+    """The model that the spec names, one of ours or the user's own.
 
     Args:
         spec: of the model.
         embeddings: collection of the fields' tables.
         dims: columns of each field's vectors as the collection gives them.
         numeric: number of numeric inputs.
+
+    Raises:
+        ValueError: if the user's own cannot be made, or is not trusted.
     """
-    model = MODELS[spec.name]
-    fields = Fields(embeddings, dims, spec.dim if getattr(model, "equal_dims", True) else None)
-    return model(fields, numeric, spec)
+    create = MODELS[spec.name] if spec.factory is None else factory.imported(spec)
+    fields = Fields(embeddings, dims, spec.dim if getattr(create, "equal_dims", True) else None)
+    model = create(fields, numeric, spec)
+    return model if spec.factory is None else factory.checked(model, fields, spec)
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
