@@ -26,7 +26,7 @@ from torchx.runner.config import apply
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus
 
-from thresher import launch, rundir
+from thresher import launch, rundir, trust
 from thresher.budget import budget_name
 from thresher.data.check import check
 from thresher.progress import Follower
@@ -48,11 +48,12 @@ def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd") -> 
         scheduler: where TorchX runs the stages.
 
     Raises:
-        ValueError: if the spec has errors or does not fit the data, or another driver works in the run directory.
-            Nothing was started then.
+        ValueError: if the spec has errors, names code that is not trusted or does not fit the data, or another driver
+            works in the run directory. Nothing was started then.
         SystemExit: if a stage failed (1), or the driver was told to stop (128 + signal); its job is gone then.
     """
     spec = load_spec(spec_path, overrides)
+    trust.check_trust(spec.model)
     if differences := check(spec):
         raise ValueError("\n".join(["the spec does not fit the data:", *differences]))
     console = Console()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from thresher.budget import Budget, budget_name, check_budget
 
@@ -156,15 +156,53 @@ class DataSpec(Section):
 
 
 class ModelSpec(Section):
-    """The recommendation model."""
+    """The recommendation model. Options of other models are ignored: `model.name` alone changes the model."""
 
-    name: Literal["fm", "deepfm"] = "deepfm"
+    name: Literal["fm", "wide_deep", "deepfm", "autoint", "dlrm", "dcnv2"] = "deepfm"
+    factory: str | None = Field(
+        None,
+        description="MODULE:FUNCTION: a model of your own in place of `name`, made by FUNCTION(fields, numeric, spec); "
+        "imported only with --trust-model-code",
+    )
     dim: Annotated[int, Field(ge=2, le=1024)] = Field(
-        16, description="columns of every table; the first is the first-order weight, the others the factors"
+        16,
+        description="columns of every table; fm, wide_deep, deepfm: the first is the first-order weight, the others "
+        "the factors",
     )
     init_scale: float = Field(0.05, gt=0, le=10, description="tables start uniform in [-init_scale, init_scale)")
-    hidden: list[Positive] = Field([64, 64], description="deepfm: widths of the hidden layers")
-    dropout: float = Field(0.0, ge=0, lt=1, description="deepfm: share of hidden units dropped in training")
+    hidden: list[Positive] = Field(
+        [64, 64], description="wide_deep, deepfm, dlrm (its top network), dcnv2: widths of the hidden layers"
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="wide_deep, deepfm, dlrm, dcnv2: share of hidden units dropped in training; autoint: of attention",
+    )
+    attention_layers: Positive = Field(3, description="autoint: number of layers")
+    attention_heads: Positive = Field(2, description="autoint: heads of a layer")
+    attention_dim: Positive = Field(32, description="autoint: columns of a head")
+    bottom_hidden: list[Positive] = Field(
+        [64], description="dlrm: widths of the hidden layers between the numeric inputs and their vector"
+    )
+    cross_layers: Positive = Field(3, description="dcnv2: number of cross layers")
+    cross_rank: Positive | None = Field(None, description="dcnv2: rank of their matrices; default: full")
+
+    @property
+    def title(self) -> str:
+        """What the model is called in metrics and exported tables."""
+        return self.factory or self.name
+
+    @field_validator("factory")
+    @classmethod
+    def _names_a_function(cls, factory: str | None) -> str | None:
+        if factory is not None:
+            module, _, function = factory.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), function]):
+                raise ValueError(
+                    f"expected MODULE:FUNCTION, such as towers.two:create, found the text {factory[:60]!a}"
+                )
+        return factory
 
 
 class TrainSpec(Section):

@@ -229,7 +229,8 @@ model:
         "s.yaml:14:18: prune.budgets[1]: budget 'abc': give bytes as a number and one of B, kB, MB, GB, "
         "KiB, MiB, GiB, such as 12MB",
         "s.yaml:16:3: model.hidden: expected a list, found 64",
-        "s.yaml:17:3: model.name: expected one of 'fm' or 'deepfm', found the text 'deepmf'; did you mean deepfm?",
+        "s.yaml:17:3: model.name: expected one of 'fm', 'wide_deep', 'deepfm', 'autoint', 'dlrm' or 'dcnv2', "
+        "found the text 'deepmf'; did you mean deepfm?",
         "override train.patience=0: train.patience: expected a number of at least 1, found 0",
         "override seed=x: seed: expected a whole number, found the text 'x'",
     ]
@@ -252,6 +253,24 @@ def test_conditions_between_keys_point_at_the_key_they_begin_with(tmp_path: Path
     assert error == "s.yaml:3:3: data: format: criteo needs path: the file or folder to read"
     (error,) = errors(tmp_path, MINIMAL + "train:\n  batch_size: 1023\n")
     assert error == "s.yaml:3:3: train.batch_size 1023 must be a multiple of runtime.ranks 2"
+
+
+@pytest.mark.parametrize(
+    "factory", ["towers", "towers.py:", ":create", "towers:two words", "a..b:create", "a:b:c", "é!:x"]
+)
+def test_a_factory_is_a_module_and_a_function(factory: str, tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + f'model:\n  factory: "{factory}"\n')
+    assert error == (
+        f"s.yaml:3:3: model.factory: expected MODULE:FUNCTION, such as towers.two:create, found the text {factory!a}"
+    )
+
+
+def test_a_factory_replaces_the_name(tmp_path: Path) -> None:
+    text = MINIMAL + "model: {name: fm}"
+    assert load(tmp_path, text).model.title == "fm"
+    spec = load(tmp_path, text, "model.factory=towers.two:create")
+    assert spec.model.title == "towers.two:create"
+    assert load(tmp_path, json.dumps(spec.model_dump(mode="json"))) == spec
 
 
 def test_too_many_errors_are_cut(tmp_path: Path) -> None:

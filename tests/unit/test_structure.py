@@ -26,7 +26,7 @@ LAYERS = [
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},
-    {"specfile", "specdoc", "progress"},
+    {"specfile", "specdoc", "progress", "trust"},
     {"spec", "rundir"},
     {"budget"},
 ]

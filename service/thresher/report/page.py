@@ -43,6 +43,7 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
     verdict = judge(run)
     return environment_.get_template("page.html.j2").render(
         name=run.dir.path.name,
+        model=reported(next(iter(run.rows.values())))["model"],
         css=Markup(_palette() + css),  # our own file: nothing of the run's is in it
         sections=SECTIONS,
         plots=plots,

@@ -67,7 +67,7 @@ def _row(
     trained = rundir.read_json(model / "model.json")
     tables = load(run_dir.tables(name))
     return {
-        "model": spec.model.name,
+        "model": spec.model.title,
         "method": trained["method"],
         "budget": budget,
         "seed": spec.seed,

@@ -64,7 +64,7 @@ def _write(
         shutil.rmtree(work)  # what an interrupted export left; tables are written from the start
         writer = Writer(
             work,
-            model=spec.model.name,
+            model=spec.model.title,
             seed=spec.seed,
             budget=budget,
             spec_fingerprint=rundir.fingerprint(spec.model_dump(mode="json")),

@@ -21,16 +21,28 @@ from thresher.embedding.sharding import ShardedCollection, Sharder, collection_o
 from thresher.embedding.sharding_types import COLUMN_SPLIT
 from thresher.embedding.table_plan import TablePlan
 from thresher.kernels.layout import Optimizer
+from thresher.models import factory
+from thresher.models.autoint import AutoInt
+from thresher.models.dcnv2 import DCNv2
 from thresher.models.deepfm import DeepFM
+from thresher.models.dlrm import DLRM
 from thresher.models.fields import Fields
 from thresher.models.fm import FM
+from thresher.models.wide_deep import WideDeep
 from thresher.spec import ModelSpec, Spec, TrainSpec
 from thresher.train.group import Ranks
 
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-MODELS = {"fm": FM, "deepfm": DeepFM}
+MODELS: dict[str, factory.Factory] = {
+    "fm": FM,
+    "wide_deep": WideDeep,
+    "deepfm": DeepFM,
+    "autoint": AutoInt,
+    "dlrm": DLRM,
+    "dcnv2": DCNv2,
+}
 
 
 @dataclass
@@ -113,17 +125,22 @@ def build(
 
 
 def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeric: int) -> nn.Module:
-    """The model that the spec names.
+    """The model that the spec names, one of ours or the user's own.
 
     Args:
         spec: of the model.
         embeddings: collection of the fields' tables.
         plan: of the tables.
         numeric: number of numeric inputs.
+
+    Raises:
+        ValueError: if the user's own cannot be made, or is not trusted.
     """
-    model = MODELS[spec.name]
+    create = MODELS[spec.name] if spec.factory is None else factory.imported(spec)
     dims = {name: table.dim for name, table in plan.fields.items()}
-    return model(Fields(embeddings, dims, plan.dim if model.equal_dims else None), numeric, spec)
+    fields = Fields(embeddings, dims, plan.dim if getattr(create, "equal_dims", True) else None)
+    model = create(fields, numeric, spec)
+    return model if spec.factory is None else factory.checked(model, fields, spec)
 
 
 def dense_shapes(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> dict[str, tuple[int, ...]]:
