@@ -138,6 +138,19 @@ def pipeline(
 
 
 @app.command()
+def sweep(
+    spec: SpecOption,
+    overrides: Overrides = None,
+    scheduler: Annotated[str, typer.Option(help="TorchX scheduler of the cells' stages; none: this machine.")] = "none",
+    trust_model_code: TrustOption = False,
+) -> None:
+    """Run methods × models × seeds of a spec; compare them in one table and one page."""
+    _trust(trust_model_code)
+    with _mistakes_told():
+        importlib.import_module("thresher.sweep").run(spec, overrides or [], scheduler)
+
+
+@app.command()
 def validate(
     spec: SpecOption,
     overrides: Overrides = None,
@@ -145,6 +158,7 @@ def validate(
 ) -> None:
     """Say whether a spec can run; list all its errors if not."""
     from thresher.budget import budget_name
+    from thresher.cells import pairs
     from thresher.specfile import SpecError, load_spec
 
     with _mistakes_told():
@@ -152,9 +166,11 @@ def validate(
         if data and (differences := importlib.import_module("thresher.data.prepare").check(read)):
             raise SpecError([f"{spec}: {difference}" for difference in differences])
     budgets = ", ".join(map(budget_name, read.prune.budgets))
+    cells = f"; a sweep of {len(pairs(read)) * len(read.sweep.seeds)} cells" if read.sweep else ""
     typer.echo(
         f"OK: {spec}: {read.data.format} data, {read.model.title} of dimension {read.model.dim}, {read.search.method} "
         f"to budgets {budgets}, {read.runtime.ranks} ranks on {read.runtime.device}, into {read.runtime.run_dir}"
+        f"{cells}"
     )
 
 

@@ -47,7 +47,7 @@ def app(
     """The TorchX job of one stage.
 
     Args:
-        stage: name of the stage, or `pipeline`.
+        stage: name of the stage, or `pipeline`, or `sweep`.
         spec: path of the spec, where the job runs and here.
         overrides: `key=value`, as in the spec.
         options: further command line options of the stage.

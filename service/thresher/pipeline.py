@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +39,14 @@ LOG_LINES = 80  # of a job that failed without saying why
 TABLE_WIDTH = 110  # columns, where there is no terminal
 
 
-def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd") -> None:
+def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd", stages: Sequence[str] = STAGES) -> None:
     """Run all stages that have something to do, and print what came out.
 
     Args:
         spec_path: the job's spec.
         overrides: `key=value` in place of the spec's.
         scheduler: where TorchX runs the stages.
+        stages: those to run, in order, from the first one.
 
     Raises:
         ValueError: if the spec has errors, names code that is not trusted or does not fit the data, or another driver
@@ -63,9 +64,10 @@ def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd") -> 
     with rundir.lease(run_dir.path, "thresher pipeline", name="pipeline-lease"), get_runner() as runner:
         if scheduler not in runner.scheduler_backends():
             raise ValueError(f"scheduler {scheduler}: expected one of {', '.join(runner.scheduler_backends())}")
-        driver = _Driver(spec, spec_path, overrides, run_dir, runner, scheduler, console)
+        driver = _Driver(spec, spec_path, overrides, run_dir, runner, scheduler, stages, console)
         driver.run_stages()
-        _print_results(console, run_dir, driver.seconds())
+        if stages == STAGES:
+            _print_results(console, run_dir, driver.seconds())
 
 
 @dataclass
@@ -76,6 +78,7 @@ class _Driver:
     run_dir: RunDir
     runner: Runner
     scheduler: str
+    stages: Sequence[str]
     console: Console
 
     def __post_init__(self) -> None:
@@ -88,7 +91,7 @@ class _Driver:
         done = True
         config: dict[str, Any] = {}
         with _stop_signals(self.runner, self.scheduler, config) as stopped:
-            for stage in STAGES:
+            for stage in self.stages:
                 done = done and self._is_done(stage)
                 if done:
                     self.console.print(f"{stage}: done before", highlight=False)

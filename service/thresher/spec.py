@@ -6,9 +6,9 @@ One YAML file describes a job from raw data to exported tables. This file holds 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from thresher.budget import Budget, budget_name, check_budget
 
@@ -16,6 +16,12 @@ Granularity = Literal["global", "table", "dimension", "table_dimension", "featur
 Positive = Annotated[int, Field(ge=1)]
 # A name that is safe as a file name, a tensor name and a TorchRec table name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# Keys of the spec and values in their place. A file may also list them as `key=value`, which `specfile` resolves.
+Overrides = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class Section(BaseModel):
@@ -363,6 +369,35 @@ class RuntimeSpec(Section):
         "by auto",
     )
     timeout_s: Positive = Field(300, description="seconds until a collective without an answer is an error")
+    parallel: Positive = Field(1, description="sweep: cells at once, each with `ranks` processes")
+
+
+class SweepSpec(Section):
+    """Methods × models × seeds, compared: `thresher sweep`. Budgets are those of `prune.budgets`."""
+
+    methods: dict[Name, Overrides] = Field(
+        {},
+        description="a name and what its cells change of the spec, such as `pep: {search: {method: pep}}` or "
+        "`random_init: [retrain.init=random]`; default: the spec's own method",
+    )
+    models: dict[Name, Overrides] = Field(
+        {},
+        description="a name and what its cells change, before what the method changes; default: the spec's own model",
+    )
+    seeds: list[Seed] = Field([1, 2, 3], min_length=1, description="each cell runs with each of them as `seed`")
+
+    @model_validator(mode="after")
+    def _left_to_the_sweep(self) -> SweepSpec:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: one stands there twice")
+        for kind, entries in (("methods", self.methods), ("models", self.models)):
+            for name, overrides in entries.items():
+                runtime = overrides.get("runtime")
+                keys = [*overrides, *(f"runtime.{key}" for key in (runtime if isinstance(runtime, dict) else {}))]
+                for key in keys:
+                    if key in ("seed", "sweep", "runtime.run_dir", "runtime.parallel"):
+                        raise ValueError(f"{kind}.{name}.{key}: the same for all cells of a sweep; remove it here")
+        return self
 
 
 class Spec(Section):
@@ -376,9 +411,8 @@ class Spec(Section):
     retrain: RetrainSpec = RetrainSpec()
     export: ExportSpec = ExportSpec()
     runtime: RuntimeSpec = RuntimeSpec()
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
-        0, description="of the split, the order of samples and the initial values"
-    )
+    sweep: SweepSpec | None = None
+    seed: Seed = Field(0, description="of the split, the order of samples and the initial values")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Spec:

@@ -46,8 +46,8 @@ def kubernetes_tasks(runner, name: str, *args: str) -> list:
     return info.request.resource["spec"]["tasks"]
 
 
-def test_there_is_a_component_for_every_stage_and_the_driver():
-    assert set(COMPONENTS) == {*STAGES, "pipeline"}
+def test_there_is_a_component_for_every_stage_the_driver_and_a_sweep():
+    assert set(COMPONENTS) == {*STAGES, "pipeline", "sweep"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -55,7 +55,7 @@ def test_local_command(runner, spec, name):
     role, process = dry_run(runner, name, "--spec", spec, "train.epochs=3", "prune.budgets=[0.5, 0.1]")
     assert role.name == name
     assert process.args[0] == "python3.11"
-    options = ["--scheduler", "local_cwd"] if name == "pipeline" else []
+    options = {"pipeline": ["--scheduler", "local_cwd"], "sweep": ["--scheduler", "none"]}.get(name, [])
     stage = [name, "--spec", spec, *options, "train.epochs=3", "prune.budgets=[0.5, 0.1]"]
     module, torchrun = process.args[-len(stage) - 2 : -len(stage)], process.args[1 : -len(stage) - 2]
     assert process.args[-len(stage) :] == stage

@@ -49,10 +49,10 @@ def test_there_are_specs() -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
 def test_every_spec_of_the_project_loads_and_says_how_to_run_it(path: Path) -> None:
-    load_spec(path)
+    command = "pipeline" if load_spec(path).sweep is None else "sweep"
     head = path.read_text().partition("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head)
-    assert any(f"thresher pipeline --spec specs/{path.name}" in line for line in head)
+    assert any(f"thresher {command} --spec specs/{path.name}" in line for line in head)
 
 
 def test_specs_of_the_project_have_run_directories_of_their_own() -> None:
@@ -214,7 +214,7 @@ model:
   hidden: 64
   name: deepmf
 """
-    sections = "data, model, train, search, prune, retrain, export, runtime, seed"
+    sections = "data, model, train, search, prune, retrain, export, runtime, sweep, seed"
     assert errors(tmp_path, text, "seed=x", "train.patience=0") == [
         "s.yaml:2:3: data.format: expected one of 'movielens', 'criteo', 'avazu', 'parquet' or 'synthetic', "
         "found the text 'movielenz'; did you mean movielens?",

@@ -21,12 +21,12 @@ PACKAGE = Path(__file__).parents[2] / "service" / "thresher"
 
 # A part may import from parts further down, and from itself.
 LAYERS = [
-    {"cli", "rank", "pipeline", "launch"},
+    {"cli", "rank", "pipeline", "launch", "sweep", "worker"},
     {"stages"},
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},
-    {"specfile", "specdoc", "progress", "trust"},
+    {"specfile", "specdoc", "progress", "trust", "cells"},
     {"spec", "rundir"},
     {"budget"},
 ]
