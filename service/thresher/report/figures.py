@@ -63,7 +63,7 @@ def kept_by_field(run: Run) -> Plot | None:
             dims, range(len(fields)), colours.marker(index), color=_colour(index), markeredgecolor=PAPER, clip_on=False
         )
         axes.plot([], [], colours.marker(index), color=_colour(index), label=label(budget))
-    dim = max(_any_scheme(run)[field]["dim"] for field in fields)
+    dim = run.spec.model.dim
     axes.set_xlim(0, dim)
     axes.set_yticks(range(len(fields)), [_short(field) for field in fields])
     axes.set_ylim(len(fields) - 0.5, -0.5)
@@ -74,8 +74,8 @@ def kept_by_field(run: Run) -> Plot | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, len(run.schemes))
     smallest = run.schemes[_budgets(run)[-1][1]]["tables"]
-    most = max(fields, key=lambda field: _mean_kept(smallest[field]) / smallest[field]["dim"])
-    least = min(fields, key=lambda field: _mean_kept(smallest[field]) / smallest[field]["dim"])
+    most = max(fields, key=lambda field: _mean_kept(smallest[field]))
+    least = min(fields, key=lambda field: _mean_kept(smallest[field]))
     words = (
         f"Of {dim} columns. At {label(_budgets(run)[-1][1])}, {most} keeps {_mean_kept(smallest[most]):.1f} columns "
         f"a row and {least} {_mean_kept(smallest[least]):.1f}."
@@ -87,11 +87,11 @@ def kept_by_field(run: Run) -> Plot | None:
 
 def kept_by_column(run: Run) -> Plot | None:
     """Share of rows that keep each column, fields down, columns across, a panel a budget."""
-    if not run.schemes:
+    if not _by_row(run):
         return None
     fields = _largest_fields(run)
     budgets = _budgets(run)
-    dim = max(_any_scheme(run)[field]["dim"] for field in fields)
+    dim = max(len(scheme["tables"][field]["kept_per_column"]) for scheme in run.schemes.values() for field in fields)
     panels_down = math.ceil(len(budgets) / 2)
     figure = svg.canvas(WIDTH_PX, 40 + panels_down * (44 + 14 * max(4, len(fields))))
     grid = figure.subplots(panels_down, 2, sharey=True, squeeze=False)
@@ -104,7 +104,8 @@ def kept_by_column(run: Run) -> Plot | None:
         image[..., 3] = 0.0
         for row, field in enumerate(fields):
             table = tables[field]
-            image[row, : table["dim"], 3] = np.array(table["kept_per_column"]) / table["rows"]
+            kept_share = np.array(table["kept_per_column"]) / table["rows"]
+            image[row, : len(kept_share), 3] = kept_share
         axes.imshow(image, interpolation="none", aspect="auto", extent=(-0.5, dim - 0.5, len(fields) - 0.5, -0.5))
         axes.grid(visible=False)
         axes.set_title(label(budget), loc="left", color=INK)
@@ -167,7 +168,7 @@ def kept_by_id_frequency(run: Run) -> Plot | None:
 
 def rows_by_kept(run: Run) -> Plot | None:
     """Share of rows that keep at least k columns."""
-    if not run.schemes:
+    if not _by_row(run):
         return None
     figure = svg.canvas(WIDTH_PX, HEIGHT_PX)
     axes = figure.add_subplot()
@@ -493,6 +494,12 @@ def _largest_fields(run: Run) -> list[str]:
     return [field for field in tables if field in largest]
 
 
+def _by_row(run: Run) -> bool:
+    """Whether what stays can be told by row and column: not where ids share the rows of buckets."""
+    tables = [table for scheme in run.schemes.values() for table in scheme["tables"].values()]
+    return bool(tables) and all("rows_by_kept" in table for table in tables)
+
+
 def _mean_kept(table: TableScheme) -> float:
     return table["kept"] / table["rows"]
 
@@ -504,9 +511,9 @@ def _any_column_mean(tables: dict[str, TableScheme], column: int) -> float:
 
 def _rows_by_kept(tables: dict[str, TableScheme]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Rows of all tables that keep 0, 1, … columns."""
-    total = np.zeros(max(table["dim"] for table in tables.values()) + 1, np.int64)
+    total = np.zeros(max(len(table["rows_by_kept"]) for table in tables.values()), np.int64)
     for table in tables.values():
-        total[: table["dim"] + 1] += table["rows_by_kept"]
+        total[: len(table["rows_by_kept"])] += table["rows_by_kept"]
     return total
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -61,14 +61,14 @@ class SearchPoint(TypedDict):
 
 
 class TableScheme(TypedDict):
-    """What stays of one table: n rows, d columns."""
+    """What stays of one table: n rows, d columns. The last three are not there where ids share the rows of buckets."""
 
     rows: int
     dim: int
     kept: int
-    rows_kept: int
-    kept_per_column: list[int]
-    rows_by_kept: list[int]
+    rows_kept: NotRequired[int]
+    kept_per_column: NotRequired[list[int]]
+    rows_by_kept: NotRequired[list[int]]
 
 
 class Scheme(TypedDict):
