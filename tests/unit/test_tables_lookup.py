@@ -138,7 +138,7 @@ def test_pool_adds_a_bag_in_order():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ({"a": [0, 30]}, "field a: id 30 at position 1 is outside its table of 30 rows"),
+        ({"a": [0, 30]}, "field a: id 30 at position 1 is outside the field.s 30 ids"),
         ({"a": [0, -1]}, "field a: id -1"),
         ({"a": np.array([2**63], np.uint64)}, "field a: id 9223372036854775808"),
         ({"a": [0.0]}, "field a: ids must be one row of whole numbers, got float64"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from thresher.embedding.representation import Dense, Representation
+from thresher.embedding.representation import Composed, Dense, Representation
+from thresher.tables.composition import Composition
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,24 @@ class FieldTable:
 
     dim: int
     representation: Representation = field(default_factory=Dense)
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether ids share the rows of buckets."""
+        return isinstance(self.representation, Composed)
+
+    def shape(self, name: str, ids: int) -> tuple[int, int]:
+        """Rows and columns in which a table of so many ids is stored and exported."""
+        if isinstance(self.representation, Composed):
+            return self.representation.partitions[name].rows, self.dim // self.representation.beside(name)
+        return ids, self.dim
+
+    def composition(self, name: str, ids: int) -> Composition | None:
+        """How the ids share rows, as exported tables say it; none where each has a row of its own."""
+        if not isinstance(self.representation, Composed):
+            return None
+        combine: Any = self.representation.combine.name.lower()
+        return Composition(ids, combine, self.representation.partitions[name].splits)
 
 
 @dataclass(frozen=True)

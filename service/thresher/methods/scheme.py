@@ -1,12 +1,13 @@
 """A scheme: for every table, exactly the parameters that stay. After it is written, no code knows the method.
 
-`scheme.json` has each table's representation and the counts. Where single entries stay, `masks.safetensors` has a bit
-for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which bit j mod 8 (from the low end) of byte j div 8 says
-whether column j stays.
+`scheme.json` has each table's representation and the counts; of a composed table also its partitions. Where single
+entries stay, `masks.safetensors` has a bit for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which bit j mod 8
+(from the low end) of byte j div 8 says whether column j stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from thresher.budget import Budget
-from thresher.embedding.representation import Dense, Masked
+from thresher.embedding.partitions import Partitions
+from thresher.embedding.representation import Composed, Dense, Masked, Representation
 from thresher.embedding.table_plan import FieldTable, TablePlan
+from thresher.kernels.layout import Combine
 from thresher.rundir import read_json, write_json
 from thresher.tables.format import unpack_masks
 
@@ -95,6 +98,21 @@ def describe_narrow(rows: int, columns: int, dim: int) -> dict[str, Any]:
     }
 
 
+def describe_composed(name: str, rows: int, table: FieldTable) -> dict[str, Any]:
+    """What a scheme says of a table whose ids share the rows of buckets."""
+    assert isinstance(table.representation, Composed)
+    stored_rows, columns = table.shape(name, rows)
+    return {
+        "representation": "composed",
+        "rows": rows,
+        "dim": table.dim,
+        "columns": table.dim,
+        "kept": stored_rows * columns,
+        "combine": table.representation.combine.name.lower(),
+        "partitions": [list(split) for split in table.representation.partitions[name].splits],
+    }
+
+
 def describe(
     budget: Budget, method: str, tables: dict[str, dict[str, Any]], dim: int, total_params: int, wanted: int, why: str
 ) -> dict[str, Any]:
@@ -124,13 +142,26 @@ def describe(
 def table_plan(folder: Path) -> TablePlan:
     """The tables of a scheme, as a model is built from them."""
     scheme = read_scheme(folder)
+    tables = {name: table for name, table in scheme["tables"].items() if table["columns"]}
     masked = Masked(SchemeMasks(folder / MASKS))
-    fields = {
-        name: FieldTable(table["columns"], masked if table["representation"] == "masked" else Dense())
-        for name, table in scheme["tables"].items()
-        if table["columns"]
-    }
+    composed = _composed({name: table for name, table in tables.items() if table["representation"] == "composed"})
+
+    def representation(table: Mapping[str, Any]) -> Representation:
+        if table["representation"] == "masked":
+            return masked
+        return composed[table["combine"]] if table["representation"] == "composed" else Dense()
+
+    fields = {name: FieldTable(table["columns"], representation(table)) for name, table in tables.items()}
     return TablePlan(scheme["dim"], fields)
+
+
+def _composed(tables: Mapping[str, dict[str, Any]]) -> dict[str, Composed]:
+    """The representation of each combine, one for all tables that have it."""
+    partitions: dict[str, dict[str, Partitions]] = {}
+    for name, table in tables.items():
+        splits = tuple((divisor, modulus) for divisor, modulus in table["partitions"])
+        partitions.setdefault(table["combine"], {})[name] = Partitions(splits)
+    return {combine: Composed(own, Combine[combine.upper()]) for combine, own in partitions.items()}
 
 
 def write_scheme(folder: Path, scheme: dict[str, Any], packed: dict[str, NDArray[np.uint8]] | None) -> None:

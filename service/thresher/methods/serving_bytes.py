@@ -82,10 +82,10 @@ class ServingBytes:
             low, high = (middle, high) if bytes_of(middle) <= wanted else (low, middle - 1)
         return low
 
-    def narrow(self, plan: TablePlan) -> int:
-        """Bytes of all that serving needs of dense tables."""
+    def unmasked(self, plan: TablePlan) -> int:
+        """Bytes of all that serving needs of tables that keep all they have."""
         dtype = self._spec.export.dtype
-        sizes = [(self._rows[name], table.dim) for name, table in plan.fields.items()]
+        sizes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
         tables = sum(table_file_bytes("dense", dtype, rows, dim, rows * dim) for rows, dim in sizes)
         return tables + self.beside_tables(plan)
 

@@ -9,6 +9,7 @@ import torch
 from thresher import rundir
 from thresher.budget import Budget, budget_name
 from thresher.data.loader import Loader
+from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
 from thresher.spec import Spec
@@ -74,7 +75,7 @@ def _row(
         "split": split,
         "auc": score.auc,
         "logloss": score.logloss,
-        "kept_params": sum(table.kept for table in tables.tables.values()),
+        "kept_params": total_params if budget is None else read_scheme(run_dir.scheme(name))["kept_params"],
         "total_params": total_params,
         "table_bytes": tables.table_bytes,
         "total_bytes": tables.total_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from thresher import rundir
 from thresher.budget import Budget, budget_name
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
+from thresher.embedding.representation import Masked
+from thresher.embedding.table_plan import TablePlan
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -24,7 +26,7 @@ from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.tables import Writer
 from thresher.train.build import Job
 from thresher.train.group import Ranks, process_group
-from thresher.train.trained import load_trained
+from thresher.train.trained import load_trained, model_plan
 
 _CHUNK_ROWS = 1 << 16
 
@@ -44,8 +46,9 @@ def run(spec: Spec) -> None:
                 with building("export", run_dir.tables(name), inputs, ranks) as work:
                     if work is not None:
                         kept = None if budget is None else read_scheme(run_dir.scheme(name))["tables"]
+                        plan = model_plan(spec, meta, run_dir, budget)
                         job = load_trained(spec, meta, ranks, run_dir, budget)
-                        _write(spec, meta, run_dir, job, budget, kept, work)
+                        _write(spec, meta, run_dir, job, budget, plan, kept, work)
                 progress.update(done)
 
 
@@ -55,6 +58,7 @@ def _write(
     run_dir: RunDir,
     job: Job,
     budget: Budget | None,
+    plan: TablePlan,
     kept: Mapping[str, Any] | None,
     work: Path,
 ) -> None:
@@ -70,20 +74,22 @@ def _write(
             spec_fingerprint=rundir.fingerprint(spec.model_dump(mode="json")),
         )
     for field in meta["fields"]:
-        name, rows = field["name"], field["rows"]
-        dim = kept[name]["columns"] if kept else spec.model.dim
-        if not dim:
+        name = field["name"]
+        if name not in plan.fields:
             continue  # the field left the model
+        own = plan.fields[name]
+        rows, columns = own.shape(name, field["rows"])
         chunks = _table_rows(job, name, job.ranks)
         if writer is None:
             for _ in chunks:
                 pass
             continue
-        with writer.table(
-            name, rows=rows, dim=dim, kept=kept[name]["kept"] if kept else rows * dim, dtype=spec.export.dtype
-        ) as table:
-            for values_ND, mask_ND in chunks:
+        masked = kept is not None and isinstance(own.representation, Masked)
+        params = kept[name]["kept"] if kept and masked else rows * columns
+        with writer.table(name, rows=rows, dim=columns, kept=params, dtype=spec.export.dtype) as table:
+            for values_ND, mask_ND in _first_rows(chunks, rows):
                 table.write(values_ND, mask_ND)
+        projection = f"fields.projections.{name}.weight"
         writer.field(
             name,
             table=name,
@@ -91,6 +97,8 @@ def _write(
             encoding=field["encoding"],
             pooling=field["pooling"],
             keys=_vocabulary(run_dir, field),
+            composition=own.composition(name, field["rows"]),
+            projection=projection if projection in job.dense else None,
         )
     if writer is not None:
         writer.dense({name: p.detach().cpu().numpy() for name, p in job.dense.items()})
@@ -143,6 +151,13 @@ def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:
             dist.recv_object_list(box, src=owner)
         rows = box[0]
     return rows  # type: ignore[return-value]
+
+
+def _first_rows(chunks: Iterable[Rows], rows: int) -> Iterator[Rows]:
+    """Rows without those at the end that no bucket has: what the side-by-side rows of `concat` fill up."""
+    for values, mask in chunks:
+        yield values[:rows], None if mask is None else mask[:rows]
+        rows -= len(values[:rows])
 
 
 def _vocabulary(run_dir: RunDir, field: Mapping[str, Any]) -> Any:

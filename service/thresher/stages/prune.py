@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 
 from thresher.budget import Budget, budget_name
 from thresher.embedding.table_plan import FieldTable, TablePlan
+from thresher.methods import compositional
 from thresher.methods.columns import Columns, mde, uniform
-from thresher.methods.scheme import describe, describe_masked, describe_narrow, write_scheme
+from thresher.methods.scheme import describe, describe_composed, describe_masked, describe_narrow, write_scheme
 from thresher.methods.serving_bytes import ServingBytes
 from thresher.methods.sseds import choose
 from thresher.progress import Progress
@@ -38,6 +39,8 @@ def run(spec: Spec) -> None:
         inputs = inputs_of(spec, ["model", "search", "prune", "export"], search=run_dir.search)
         sizes = ServingBytes(spec, meta, run_dir)
         make = {"pep": _masked, "magnitude": _masked}.get(spec.search.method, _narrow)
+        if spec.search.method in compositional.METHODS:
+            make = _composed
         for done, budget in enumerate(spec.prune.budgets, start=1):
             with building("prune", run_dir.scheme(budget_name(budget)), inputs) as work:
                 if work is not None:
@@ -50,7 +53,8 @@ def _masked(
 ) -> None:
     """The search took masks: single entries stay."""
     name, wanted = budget_name(budget), sizes.masked_params(budget)
-    packed = load_file(run_dir.search / "masks" / f"{name}.safetensors")
+    by_name = load_file(run_dir.search / "masks" / f"{name}.safetensors")
+    packed = {field["name"]: by_name[field["name"]] for field in meta["fields"]}  # in the model's order
     scheme = _describe(
         spec, meta, budget, {table: describe_masked(bits, spec.model.dim) for table, bits in packed.items()}, wanted, ""
     )
@@ -74,7 +78,7 @@ def _narrow(
         dim = max(columns.values()) if spec.search.method == "uniform" else spec.model.dim
         return TablePlan(dim, {name: FieldTable(d) for name, d in columns.items() if d})
 
-    wanted = sizes.params_within(budget, lambda params: sizes.narrow(plan(columns_within(params)[0])))
+    wanted = sizes.params_within(budget, lambda params: sizes.unmasked(plan(columns_within(params)[0])))
     columns, why = columns_within(wanted)
     tables = {name: describe_narrow(rows[name], d, spec.model.dim) for name, d in columns.items()}
     write_scheme(work, _describe(spec, meta, budget, tables, wanted, why) | {"dim": plan(columns).dim}, None)
@@ -90,6 +94,25 @@ def _columns_within(spec: Spec, rows: Mapping[str, int], run_dir: RunDir) -> Cal
     found = read_json(run_dir.search / "saliency.json")
     saliency_FD: NDArray[np.float64] = np.array([found[name] for name in rows])
     return lambda params: choose(saliency_FD, rows, params, search.rank)
+
+
+def _composed(
+    spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, sizes: ServingBytes, budget: Budget, work: Path
+) -> None:
+    """Ids share the rows of buckets."""
+    del run_dir
+    rows, dim = {field["name"]: field["rows"] for field in meta["fields"]}, spec.model.dim
+
+    def plan(params: int) -> TablePlan:
+        return TablePlan(dim, compositional.choose(rows, dim, params, spec.search)[0])
+
+    wanted = sizes.params_within(budget, lambda params: sizes.unmasked(plan(params)))
+    fields, why = compositional.choose(rows, dim, wanted, spec.search)
+    tables = {
+        name: describe_composed(name, rows[name], table) if table.is_composed else describe_narrow(rows[name], dim, dim)
+        for name, table in fields.items()
+    }
+    write_scheme(work, _describe(spec, meta, budget, tables, wanted, why), None)
 
 
 def _describe(

@@ -17,6 +17,7 @@ from thresher.tables.safetensors_file import TensorSpec, header
 FORMAT = 1
 MAX_DIM = 1024
 MAX_ROWS = 2**31 - 1
+MAX_PARTITIONS = 16
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 
 Layout = Literal["dense", "bitmap"]

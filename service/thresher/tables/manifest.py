@@ -18,6 +18,7 @@ import numpy as np
 
 from thresher.budget import Budget, check_budget
 from thresher.tables import strict_json
+from thresher.tables.composition import Composition, composition_entry
 from thresher.tables.format import (
     DENSE,
     DTYPES,
@@ -75,10 +76,11 @@ class VocabularyEntry:
 
 @dataclass(frozen=True)
 class FieldEntry:
-    """A field: its table, how a sample's vectors are combined, and how raw keys become rows.
+    """A field: its table, how a sample's vectors are combined, and how raw keys become ids.
 
-    `definition` names the function that `hash` and `log_bucket` apply to a raw key; `oov_row` is the row of unknown
-    keys, where there is one.
+    `definition` names the function that `hash` and `log_bucket` apply to a raw key; `oov_row` is the id of unknown
+    keys, where there is one. `composition` says how ids share rows, where they do not have one each; `projection` is
+    the array of the dense part that the pooled vector is multiplied by.
     """
 
     name: str
@@ -89,6 +91,12 @@ class FieldEntry:
     definition: str | None
     oov_row: Literal[0] | None
     vocabulary: VocabularyEntry | None
+    composition: Composition | None = None
+    projection: str | None = None
+
+    def ids(self, rows: int) -> int:
+        """How many ids there are, where the table has so many rows."""
+        return self.composition.ids if self.composition else rows
 
 
 @dataclass(frozen=True)
@@ -249,8 +257,8 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
     Raises:
         ValueError: names the member and what it must be.
     """
-    names = ["name", "table", "kind", "pooling", "encoding", "definition", "oov_row", "vocabulary"]
-    member = check.members(value, at, names)
+    names = ["name", "table", "kind", "pooling", "encoding", "definition", "oov_row", "vocabulary", "composition"]
+    member = check.members(value, at, [*names, "projection"])
     name = check.name(member["name"], f"{at}.name")
     table = check.one_of(member["table"], f"{at}.table", rows)
     definition = member["definition"]
@@ -263,6 +271,10 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
         raise ValueError(f"{check.where}: {at}: encoding hash has no vocabulary and no oov_row")
     if encoding != "hash" and (vocabulary is None or oov_row is None):
         raise ValueError(f"{check.where}: {at}: encoding {encoding} needs a vocabulary, and oov_row 0")
+    composition, projection = member["composition"], member["projection"]
+    if composition is not None:
+        composition = composition_entry(check, composition, f"{at}.composition", rows[table])
+    ids = composition.ids if composition else rows[table]
     return FieldEntry(
         name=name,
         table=table,
@@ -271,16 +283,18 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
         encoding=cast(Encoding, encoding),
         definition=definition,
         oov_row=None if oov_row is None else cast(Literal[0], check.whole(oov_row, f"{at}.oov_row", 0, 0)),
-        vocabulary=None if vocabulary is None else _vocabulary(check, vocabulary, at, name, rows[table]),
+        vocabulary=None if vocabulary is None else _vocabulary(check, vocabulary, at, name, ids),
+        composition=composition,
+        projection=None if projection is None else check.text(projection, f"{at}.projection"),
     )
 
 
-def _vocabulary(check: Checker, value: Any, at: str, field: str, rows: int) -> VocabularyEntry:
+def _vocabulary(check: Checker, value: Any, at: str, field: str, ids: int) -> VocabularyEntry:
     at = f"{at}.vocabulary"
     member = check.members(value, at, ["form", "keys", "file"])
     return VocabularyEntry(
         form=cast(Literal["utf8", "int64"], check.one_of(member["form"], f"{at}.form", ("utf8", "int64"))),
-        keys=check.whole(member["keys"], f"{at}.keys", 0, rows - 1),
+        keys=check.whole(member["keys"], f"{at}.keys", 0, ids - 1),
         file=_file(check, member["file"], f"{at}.file", vocabulary_path(field)),
     )
 

@@ -74,13 +74,16 @@ class Tables:
         for field in entries.fields:
             if (listed := field.vocabulary) is not None:
                 arrays = _arrays(folder, listed.file, verify)
-                rows = self.tables[field.table].rows
+                ids = self._ids(field)
                 where = f"{folder / listed.file.path}: field {field.name}"
-                self._vocabularies[field.name] = Vocabulary(arrays, listed.form, listed.keys, rows, where)
+                self._vocabularies[field.name] = Vocabulary(arrays, listed.form, listed.keys, ids, where)
         self.dense = _arrays(folder, entries.dense, verify)
         for name, array in self.dense.items():
             if array.dtype.kind == "f":
                 check_finite(array.reshape(-1), name, str(folder / entries.dense.path))
+        for field in entries.fields:
+            if field.projection is not None:
+                self._check_projection(field, str(folder / MANIFEST))
 
     def embed(self, ids: Mapping[str, Ids | Bags]) -> dict[str, npt.NDArray[np.float32]]:
         """Vectors of row ids.
@@ -91,15 +94,16 @@ class Tables:
                 lists.
 
         Returns:
-            Per field float32 `[B, D]`; bags are pooled as the field says, an empty one gives zeros.
+            Per field float32 `[B, D]`, what the model works with: ids that share rows are composed, bags pooled as the
+            field says (an empty one gives zeros), and narrow vectors projected.
 
         Raises:
-            ValueError: names the field and the id that is outside the table, or what is wrong with the shapes.
+            ValueError: names the field and the id that is out of range, or what is wrong with the shapes.
         """
         return {name: self._embed(self._field(name), value) for name, value in ids.items()}
 
     def rows(self, field: str, keys: Any) -> npt.NDArray[np.int64]:
-        """Row ids `[L]` of raw keys, for `embed`; unknown keys get the OOV row 0.
+        """Ids `[L]` of raw keys, for `embed`; unknown keys get the OOV id 0.
 
         Args:
             field: name of the field.
@@ -113,7 +117,7 @@ class Tables:
             return self._vocabularies[field].rows(log_buckets(keys, field), field)
         if entry.encoding == "hash":
             hashes = hash_keys(texts(keys, field))
-            return (hashes % np.uint64(self.tables[entry.table].rows)).astype(np.int64)
+            return (hashes % np.uint64(self._ids(entry))).astype(np.int64)
         vocabulary = self._vocabularies[field]
         if vocabulary.form == "int64" and isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
             return vocabulary.rows(keys, field)
@@ -126,18 +130,43 @@ class Tables:
         return self.fields[name]
 
     def _embed(self, field: manifest.FieldEntry, value: Any) -> npt.NDArray[np.float32]:
-        rows = self.tables[field.table].rows
-        table = self._tables[field.table]
+        ids = self._ids(field)
         if field.kind != "multi":
-            return table.lookup(_checked_ids(value, rows, field.name))
+            return self._projected(field, self._vectors(field, _checked_ids(value, ids, field.name)))
         if isinstance(value, tuple):
             if len(value) != 2:
                 raise ValueError(f"field {field.name}: a tuple must be (values, offsets), got {len(value)} members")
-            ids_L = _checked_ids(value[0], rows, field.name)
+            ids_L = _checked_ids(value[0], ids, field.name)
             offsets = _checked_offsets(value[1], len(ids_L), field.name)
         else:
-            ids_L, offsets = _joined(value, rows, field.name)
-        return pool(table.lookup(ids_L), offsets, field.pooling)
+            ids_L, offsets = _joined(value, ids, field.name)
+        return self._projected(field, pool(self._vectors(field, ids_L), offsets, field.pooling))
+
+    def _ids(self, field: manifest.FieldEntry) -> int:
+        return field.ids(self.tables[field.table].rows)
+
+    def _vectors(self, field: manifest.FieldEntry, ids_L: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        lookup = self._tables[field.table].lookup
+        return field.composition.vectors(ids_L, lookup) if field.composition else lookup(ids_L)
+
+    def _projected(self, field: manifest.FieldEntry, pooled_BD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if field.projection is None:
+            return pooled_BD
+        projected: npt.NDArray[np.float32] = pooled_BD @ self.dense[field.projection].T
+        return projected
+
+    def _check_projection(self, field: manifest.FieldEntry, where: str) -> None:
+        """A projection is an array of the dense part that takes the field's vectors."""
+        columns = self.tables[field.table].dim
+        if field.composition:
+            columns = field.composition.columns(columns)
+        array = self.dense.get(field.projection or "")
+        if array is None or array.ndim != 2 or array.shape[1] != columns or array.dtype != np.float32:
+            found = "is not there" if array is None else f"is {array.dtype} {array.shape}"
+            raise ValueError(
+                f"{where}: field {field.name}: projection: {str(field.projection)[:80]!r} {found}, must be a float32 "
+                f"array (D, {columns}) of the dense part"
+            )
 
 
 def pool(vectors_LD: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], pooling: str) -> npt.NDArray[np.float32]:
@@ -170,12 +199,12 @@ def _whole_numbers(value: Any, what: str, field: str) -> npt.NDArray[np.int64]:
     return array
 
 
-def _checked_ids(value: Any, rows: int, field: str) -> npt.NDArray[np.int64]:
+def _checked_ids(value: Any, ids: int, field: str) -> npt.NDArray[np.int64]:
     ids_L = _whole_numbers(value, "ids", field)
-    outside = (ids_L < 0) | (ids_L >= rows)
+    outside = (ids_L < 0) | (ids_L >= ids)
     if outside.any():
         place = int(outside.argmax())
-        raise ValueError(f"field {field}: id {ids_L[place]} at position {place} is outside its table of {rows} rows")
+        raise ValueError(f"field {field}: id {ids_L[place]} at position {place} is outside the field's {ids} ids")
     return ids_L.astype(np.int64, copy=False)
 
 
@@ -186,11 +215,11 @@ def _checked_offsets(value: Any, ids: int, field: str) -> npt.NDArray[np.int64]:
     return offsets
 
 
-def _joined(bags: Iterable[Any], rows: int, field: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _joined(bags: Iterable[Any], ids: int, field: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     arrays = [_whole_numbers(bag, "the ids of a bag", field) for bag in bags]
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    return _checked_ids(np.concatenate([np.empty(0, np.int64), *arrays]), rows, field), offsets
+    return _checked_ids(np.concatenate([np.empty(0, np.int64), *arrays]), ids, field), offsets
 
 
 def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, npt.NDArray[Any]]:

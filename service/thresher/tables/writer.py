@@ -27,6 +27,7 @@ import numpy.typing as npt
 from thresher.budget import Budget
 from thresher.rundir import file_sha256, write_bytes
 from thresher.tables import manifest, safetensors_file, vocabulary
+from thresher.tables.composition import Composition
 from thresher.tables.format import (
     DENSE,
     DTYPES,
@@ -105,6 +106,8 @@ class Writer:
         encoding: manifest.Encoding,
         pooling: manifest.Pooling = "mean",
         keys: vocabulary.Keys | None = None,
+        composition: Composition | None = None,
+        projection: str | None = None,
     ) -> None:
         """Describe a field, and write its vocabulary where it has one. Call in the order of the model's fields.
 
@@ -114,7 +117,9 @@ class Writer:
             kind: `multi` has bags of ids, the others one id a sample.
             encoding: how raw keys become rows.
             pooling: how the vectors of a bag are combined.
-            keys: `vocabulary` and `log_bucket`: `keys[i]` has row i + 1; strings, or an int64 array.
+            keys: `vocabulary` and `log_bucket`: `keys[i]` has id i + 1; strings, or an int64 array.
+            composition: how ids share rows; none where each id has the row of its number.
+            projection: array [D, columns of a vector] of the dense part that the pooled vectors are multiplied by.
 
         Raises:
             ValueError: names the field and what does not fit.
@@ -135,6 +140,8 @@ class Writer:
                 "vocabulary": None
                 if keys is None
                 else {"form": "utf8", "keys": len(keys), "file": {"path": vocabulary_path(name), **_LATER}},
+                "composition": None if composition is None else composition.as_json(),
+                "projection": projection,
             },
             at,
             {entry.name: entry.rows for entry in self._tables.values()},

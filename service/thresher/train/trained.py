@@ -16,17 +16,23 @@ from thresher.train.build import Job, build
 from thresher.train.group import Ranks
 
 
+def model_plan(spec: Spec, meta: Mapping[str, Any], run: RunDir, budget: Budget | None) -> TablePlan:
+    """The tables of the baseline (`budget` None), or of the model under a budget."""
+    if budget is None:
+        return TablePlan.uniform([f["name"] for f in meta["fields"]], spec.model.dim)
+    return table_plan(run.scheme(budget_name(budget)))
+
+
 def load_trained(spec: Spec, meta: Mapping[str, Any], ranks: Ranks, run: RunDir, budget: Budget | None) -> Job:
     """The baseline (`budget` None), or the model retrained under a budget, with its best weights.
 
     Raises:
         ValueError: if its checkpoint is missing or broken.
     """
-    if budget is None:
-        folder, plan = run.baseline, TablePlan.uniform([f["name"] for f in meta["fields"]], spec.model.dim)
-    else:
-        folder, plan = run.model(budget_name(budget)), table_plan(run.scheme(budget_name(budget)))
-    job = build(spec, meta, ranks, plan, spec.train, table_seed=spec.seed, dense_seed=spec.seed)
+    folder = run.baseline if budget is None else run.model(budget_name(budget))
+    job = build(
+        spec, meta, ranks, model_plan(spec, meta, run, budget), spec.train, table_seed=spec.seed, dense_seed=spec.seed
+    )
     step = rundir.read_json(folder / "model.json")["step"]
     checkpoint.load(job, checkpoint.at(folder / "checkpoints", step), optimizers=False)
     return job

@@ -1,0 +1,110 @@
+"""Every method through the stages on a small slice of real data: budgets, and that what is exported is the model's."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distributed.conftest import make_spec
+from thresher import rundir, tables
+from thresher.budget import Budget, budget_name, budget_params
+from thresher.data.loader import Loader
+from thresher.models.fields import Fields
+from thresher.rundir import RunDir
+from thresher.spec import Spec
+from thresher.stages import evaluate, export, prepare, prune, report, retrain, search, train
+from thresher.train.group import process_group
+from thresher.train.trained import load_trained
+
+PARTITIONED = [
+    (method, combine)
+    for method in ("quotient_remainder", "mixed_radix", "chinese_remainder")
+    for combine in ("add", "mult", "concat")
+]
+METHODS = [
+    *((method, "mult") for method in ("pep", "magnitude", "sseds", "mde", "uniform", "remainder")),
+    *PARTITIONED,
+]
+
+
+def spec_for(run_dir: Path, budget: Budget = 0.3, **search_options: Any) -> Spec:
+    return make_spec(
+        run_dir,
+        train={"batch_size": 4000, "epochs": 1, "embedding_learning_rate": 0.01},
+        search={"epochs": 1, "check_every": 5, "threshold": 50, **search_options},
+        prune={"budgets": [budget]},
+        export={"dtype": "fp32"},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with data and a baseline, which no method changes."""
+    run_dir = tmp_path_factory.mktemp("base") / "run"
+    for stage in (prepare, train):
+        stage.run(spec_for(run_dir))
+    return run_dir
+
+
+def finish(trained: Path, run_dir: Path, budget: Budget = 0.3, **search_options: Any) -> Spec:
+    shutil.copytree(trained, run_dir)
+    spec = spec_for(run_dir, budget, **search_options)
+    for stage in (search, prune, retrain, export, evaluate, report):
+        stage.run(spec)
+    return spec
+
+
+def assert_exported_vectors_are_the_models(spec: Spec, budget: Budget, exact: bool = True) -> None:
+    run = RunDir(Path(spec.runtime.run_dir))
+    exported = tables.load(run.tables(budget_name(budget)))
+    batch = next(Loader(run.data, "test", batch_size=500, rank=0, world_size=1, seed=3, shuffle=False).epoch(0))
+    with process_group(spec) as ranks:
+        job = load_trained(spec, rundir.read_json(run.data / "meta.json"), ranks, run, budget)
+        fields = next(module for module in job.model.modules() if isinstance(module, Fields))
+        vectors = dict(zip(fields.names, fields(batch.sparse), strict=True))
+    expected: dict[str, Any] = {}
+    for name, vector in vectors.items():  # a field's partitions, one after the other
+        expected.setdefault(name.partition(":")[0], []).append(vector.detach().numpy())
+    assert list(exported.fields) == list(expected)
+    for name, field in exported.fields.items():
+        jagged = batch.sparse[name]
+        ids = jagged.values().numpy()
+        found = exported.embed({name: (ids, jagged.offsets().numpy()) if field.kind == "multi" else ids})[name]
+        model = np.concatenate(expected[name], axis=1)
+        if exact and field.kind != "multi" and field.projection is None:
+            assert np.array_equal(found, model), name
+        else:  # a sum may be in another order
+            np.testing.assert_allclose(found, model, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("method", "combine"), METHODS)
+def test_every_method_exports_what_it_trained(method: str, combine: str, trained: Path, tmp_path: Path) -> None:
+    spec = finish(trained, tmp_path / "run", method=method, combine=combine)
+    run = RunDir(tmp_path / "run")
+    assert_exported_vectors_are_the_models(spec, 0.3)
+    scheme = rundir.read_json(run.scheme("0.3") / "scheme.json")
+    wanted = budget_params(0.3, scheme["total_params"])
+    assert scheme["wanted_params"] == wanted
+    if not scheme["why_not_exact"]:
+        assert scheme["kept_params"] == wanted
+    assert scheme["kept_params"] <= wanted
+    rows = [row for row in rundir.read_json(run.metrics) if row["budget"] is not None]
+    assert [row["kept_params"] for row in rows] == [scheme["kept_params"]] * 2
+    assert all(0.5 < row["auc"] < 0.9 for row in rows)
+    if (method, combine) in PARTITIONED:
+        assert wanted - scheme["kept_params"] < spec.model.dim
+        composed = [t for t in scheme["tables"].values() if t["representation"] == "composed"]
+        assert len(composed) >= 2
+    assert run.report.is_file()
+
+
+@pytest.mark.parametrize("combine", ["mult", "concat"])
+def test_a_budget_in_bytes_is_kept(combine: str, trained: Path, tmp_path: Path) -> None:
+    spec = finish(trained, tmp_path / "run", "80kB", method="mixed_radix", combine=combine)
+    found = tables.load(RunDir(tmp_path / "run").tables("80kB"))
+    assert 70_000 < found.total_bytes <= 80_000
+    assert_exported_vectors_are_the_models(spec, "80kB")

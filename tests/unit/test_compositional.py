@@ -1,0 +1,179 @@
+"""Partitions under a budget: complementary, within it, and as near to it as rows allow."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thresher.embedding.partitions import Partitions
+from thresher.embedding.representation import Composed
+from thresher.embedding.table_plan import FieldTable
+from thresher.methods.compositional import Rule, balanced, choose, coprimes, integer_root
+from thresher.spec import SearchSpec
+from thresher.tables.format import MAX_PARTITIONS
+
+COMPLEMENTARY = ["quotient_remainder", "mixed_radix", "chinese_remainder"]
+BUDGETED = ["remainder", *COMPLEMENTARY]
+
+
+def partitions_of(table: FieldTable, name: str) -> Partitions | None:
+    return table.representation.partitions[name] if isinstance(table.representation, Composed) else None
+
+
+def params_of(tables: dict[str, FieldTable], ids: dict[str, int]) -> int:
+    return sum(math.prod(table.shape(name, ids[name])) for name, table in tables.items())
+
+
+@given(st.integers(0, 2**63), st.integers(1, 20))
+def test_integer_roots_are_exact(n: int, k: int) -> None:
+    root = integer_root(n, k)
+    assert root**k <= n < (root + 1) ** k
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.integers(1, 4))
+def test_balanced_moduli_have_the_least_sum(n: int, k: int) -> None:
+    def least(n: int, k: int, low: int = 1) -> int:
+        """By trying all."""
+        if k == 1:
+            return max(n, low)
+        return min(m + least(-(-n // m), k - 1, m) for m in range(low, max(low, integer_root(n, k) + 1) + 1))
+
+    found = balanced(n, k)
+    if found is None:
+        assert n <= 2 ** (k - 1)
+    else:
+        assert math.prod(found) >= n > math.prod(found[:-1])
+        assert sum(found) == least(n, k)
+
+
+@given(st.integers(2, 2**62), st.integers(1, 6), st.integers(1, 2**40))
+def test_coprime_moduli_are_coprime(n: int, k: int, taken: int) -> None:
+    found = coprimes(n, k, taken)
+    if found is not None:
+        assert math.prod(found) >= n
+        assert all(math.gcd(a, b) == 1 for i, a in enumerate(found) for b in (*found[:i], taken))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    n=st.one_of(st.integers(1, 1000), st.integers(1, 2**62), st.sampled_from([10**9, 2**62, 2**31 + 11])),
+    method=st.sampled_from(BUDGETED),
+    combine=st.sampled_from(["add", "mult", "concat"]),
+    share=st.floats(0, 1.1),
+)
+def test_a_table_is_complementary_and_within_its_share(n: int, method: str, combine: str, share: float) -> None:
+    rule = Rule(method, 12, combine)
+    params = int(n**share) * 12
+    least = rule.least(n)
+    found = rule.within(n, params)
+    if found is None:
+        assert params < least.params
+        return
+    assert found.params <= params or found.params == n * 12 == least.params
+    if not found.moduli:
+        assert found.params == n * 12 <= params
+        return
+    partitions = rule.partitions(n, found.moduli)
+    assert len(partitions) <= MAX_PARTITIONS
+    assert partitions.splits[-1][0] < n
+    columns = 12 // len(partitions) if combine == "concat" else 12
+    assert found.params == rule.params(found.moduli) == partitions.rows * columns
+    if method != "remainder":
+        assert partitions.is_complementary(n)
+    if method != "chinese_remainder" and (combine != "concat" or params <= n * 12 // len(partitions)):
+        assert params - found.params < rule.bucket_params(len(partitions))[0]  # less than one more row
+
+
+@pytest.mark.parametrize("method", COMPLEMENTARY)
+def test_small_tables_tell_all_ids_apart(method: str) -> None:
+    rule = Rule(method, 4, "mult")
+    for n in range(4, 130, 7):
+        for rows in range(2, n):
+            found = rule.within(n, rows * 4)
+            if found is not None:
+                splits = rule.partitions(n, found.moduli).splits
+                assert len({tuple(x // a % m for a, m in splits) for x in range(n)}) == n
+
+
+@pytest.mark.parametrize("method", COMPLEMENTARY)
+def test_more_rows_take_fewer_partitions(method: str) -> None:
+    rule = Rule(method, 4, "add")
+    counts = [len(found.moduli) for rows in range(1, 10**4) if (found := rule.within(10**4, rows * 4))]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 2
+    assert max(counts) == 2 if method == "quotient_remainder" else max(counts) > 3
+
+
+TABLES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10**6), min_size=1)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    ids=TABLES,
+    share=st.floats(1e-4, 1),
+    method=st.sampled_from(BUDGETED),
+    combine=st.sampled_from(["add", "mult", "concat"]),
+    threshold=st.sampled_from([0, 200, 10**7]),
+)
+def test_budgets_are_met(ids: dict[str, int], share: float, method: str, combine: str, threshold: int) -> None:
+    dim = 4
+    wanted = max(1, int(share * sum(ids.values()) * dim))
+    search = SearchSpec(method=method, combine=combine, threshold=threshold)
+    tables, why = choose(ids, dim, wanted, search)
+    assert list(tables) == list(ids)
+    kept = params_of(tables, ids)
+    for name, table in tables.items():
+        partitions = partitions_of(table, name)
+        if ids[name] < threshold:
+            assert partitions is None
+        if partitions is not None and method != "remainder":
+            assert partitions.is_complementary(ids[name])
+    assert len({table.representation for table in tables.values()} - {FieldTable(dim).representation}) <= 1
+    if kept == wanted:
+        assert why == ""
+    elif kept > wanted:
+        rule = Rule(method, dim, "add" if method == "remainder" else combine)
+        least = sum(n * dim if n < threshold else rule.least(n).params for n in ids.values())
+        assert kept == least
+        assert f"{kept} parameters are the least" in why
+    else:
+        assert why == f"{wanted - kept} parameters are left, which no further bucket and no plain table takes"
+        if method != "chinese_remainder" and combine != "concat":
+            assert wanted - kept < dim or not any(partitions_of(table, name) for name, table in tables.items())
+
+
+def test_tables_share_the_budget_in_proportion_to_their_ids() -> None:
+    ids = {"a": 100_000, "b": 40_000, "small": 100}
+    tables, why = choose(ids, 4, 4 * 28_100, SearchSpec(method="remainder"))
+    assert why == ""
+    assert [table.shape(name, ids[name])[0] for name, table in tables.items()] == [20_000, 8_000, 100]
+
+
+def test_collisions_replace_the_budget() -> None:
+    ids = {"a": 1000, "b": 7, "c": 250}
+    search = SearchSpec(method="quotient_remainder", collisions=4, threshold=0)
+    tables, why = choose(ids, 4, 99, search)
+    assert partitions_of(tables["a"], "a") == Partitions.quotient_remainder(1000, 250)
+    assert partitions_of(tables["c"], "c") == Partitions.quotient_remainder(250, 63)
+    assert partitions_of(tables["b"], "b") == Partitions.quotient_remainder(7, 2)
+    assert why.startswith("search.collisions 4 says how many rows stay")
+    tables, _ = choose(ids, 4, 99, SearchSpec(method="remainder", collisions=4, threshold=0))
+    assert partitions_of(tables["a"], "a") == Partitions.remainder(250)
+    tables, _ = choose(ids, 4, 99, SearchSpec(method="quotient_remainder", collisions=1, threshold=0))
+    assert not any(table.is_composed for table in tables.values())
+
+
+def test_columns_that_cannot_be_shared_name_the_mend() -> None:
+    message = (
+        "search.combine concat, method quotient_remainder: 5 columns cannot be shared evenly by 2 partitions; take"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        choose({"a": 1000}, 5, 100, SearchSpec(method="quotient_remainder", combine="concat"))
+    with pytest.raises(ValueError, match="17 columns cannot be shared evenly by 2 to 16 partitions"):
+        Rule("mixed_radix", 17, "concat")
+    assert Rule("mixed_radix", 15, "concat").counts == [3, 5, 15]
