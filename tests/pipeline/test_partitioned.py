@@ -1,4 +1,4 @@
-"""Every method through the stages on a small slice of real data: budgets, and that what is exported is the model's."""
+"""Partitions in every combination through the stages on real data: budgets, and that exports are the model's."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ PARTITIONED = [
     for method in ("quotient_remainder", "mixed_radix", "chinese_remainder")
     for combine in ("add", "mult", "concat")
 ]
-METHODS = [
-    *((method, "mult") for method in ("pep", "magnitude", "sseds", "mde", "uniform", "remainder")),
-    *PARTITIONED,
-]
+METHODS = [("remainder", "mult"), *PARTITIONED]
 
 
 def spec_for(run_dir: Path, budget: Budget = 0.3, **search_options: Any) -> Spec:
@@ -75,7 +72,7 @@ def assert_exported_vectors_are_the_models(spec: Spec, budget: Budget, exact: bo
         ids = jagged.values().numpy()
         found = exported.embed({name: (ids, jagged.offsets().numpy()) if field.kind == "multi" else ids})[name]
         model = np.concatenate(expected[name], axis=1)
-        if exact and field.kind != "multi" and field.projection is None:
+        if exact and field.kind != "multi":
             assert np.array_equal(found, model), name
         else:  # a sum may be in another order
             np.testing.assert_allclose(found, model, rtol=1e-5, atol=1e-6, err_msg=name)
