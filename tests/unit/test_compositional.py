@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thresher.embedding.partitions import Partitions
+from thresher.embedding.path import BucketPath
 from thresher.embedding.representation import Composed
+from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable
 from thresher.methods.compositional import Rule, balanced, choose, coprimes, integer_root
 from thresher.spec import SearchSpec
@@ -18,14 +21,21 @@ from thresher.tables.format import MAX_PARTITIONS
 
 COMPLEMENTARY = ["quotient_remainder", "mixed_radix", "chinese_remainder"]
 BUDGETED = ["remainder", *COMPLEMENTARY]
+COMBINES = ["add", "mult", "concat", "feature", "path"]
 
 
 def partitions_of(table: FieldTable, name: str) -> Partitions | None:
+    if isinstance(table.outside, Separate | BucketPath):
+        return table.outside.partitions
     return table.representation.partitions[name] if isinstance(table.representation, Composed) else None
 
 
+def described(ids: dict[str, int], encoding: str = "vocabulary") -> list[dict[str, Any]]:
+    return [{"name": name, "rows": n, "encoding": encoding, "pooling": "mean"} for name, n in ids.items()]
+
+
 def params_of(tables: dict[str, FieldTable], ids: dict[str, int]) -> int:
-    return sum(math.prod(table.shape(name, ids[name])) for name, table in tables.items())
+    return sum(table.params(name, ids[name]) for name, table in tables.items())
 
 
 @given(st.integers(0, 2**63), st.integers(1, 20))
@@ -63,7 +73,7 @@ def test_coprime_moduli_are_coprime(n: int, k: int, taken: int) -> None:
 @given(
     n=st.one_of(st.integers(1, 1000), st.integers(1, 2**62), st.sampled_from([10**9, 2**62, 2**31 + 11])),
     method=st.sampled_from(BUDGETED),
-    combine=st.sampled_from(["add", "mult", "concat"]),
+    combine=st.sampled_from(COMBINES),
     share=st.floats(0, 1.1),
 )
 def test_a_table_is_complementary_and_within_its_share(n: int, method: str, combine: str, share: float) -> None:
@@ -82,10 +92,11 @@ def test_a_table_is_complementary_and_within_its_share(n: int, method: str, comb
     assert len(partitions) <= MAX_PARTITIONS
     assert partitions.splits[-1][0] < n
     columns = 12 // len(partitions) if combine == "concat" else 12
-    assert found.params == rule.params(found.moduli) == partitions.rows * columns
+    assert found.params == rule.params(found.moduli)
+    assert combine == "path" or found.params == partitions.rows * columns
     if method != "remainder":
         assert partitions.is_complementary(n)
-    if method != "chinese_remainder" and (combine != "concat" or params <= n * 12 // len(partitions)):
+    if method != "chinese_remainder" and combine != "concat":  # which may not have just any number of partitions
         assert params - found.params < rule.bucket_params(len(partitions))[0]  # less than one more row
 
 
@@ -117,14 +128,14 @@ TABLES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10**6), min_s
     ids=TABLES,
     share=st.floats(1e-4, 1),
     method=st.sampled_from(BUDGETED),
-    combine=st.sampled_from(["add", "mult", "concat"]),
+    combine=st.sampled_from(COMBINES),
     threshold=st.sampled_from([0, 200, 10**7]),
 )
 def test_budgets_are_met(ids: dict[str, int], share: float, method: str, combine: str, threshold: int) -> None:
     dim = 4
     wanted = max(1, int(share * sum(ids.values()) * dim))
     search = SearchSpec(method=method, combine=combine, threshold=threshold)
-    tables, why = choose(ids, dim, wanted, search)
+    tables, why = choose(described(ids), dim, wanted, search)
     assert list(tables) == list(ids)
     kept = params_of(tables, ids)
     for name, table in tables.items():
@@ -138,8 +149,10 @@ def test_budgets_are_met(ids: dict[str, int], share: float, method: str, combine
         assert why == ""
     elif kept > wanted:
         rule = Rule(method, dim, "add" if method == "remainder" else combine)
-        least = sum(n * dim if n < threshold else rule.least(n).params for n in ids.values())
-        assert kept == least
+        plain = {name for name, n in ids.items() if n < threshold}
+        if combine == "path" and method != "remainder":
+            plain.add(min(ids, key=lambda name: ids[name]))
+        assert kept == sum(n * dim if name in plain else rule.least(n).params for name, n in ids.items())
         assert f"{kept} parameters are the least" in why
     else:
         assert why == f"{wanted - kept} parameters are left, which no further bucket and no plain table takes"
@@ -149,7 +162,7 @@ def test_budgets_are_met(ids: dict[str, int], share: float, method: str, combine
 
 def test_tables_share_the_budget_in_proportion_to_their_ids() -> None:
     ids = {"a": 100_000, "b": 40_000, "small": 100}
-    tables, why = choose(ids, 4, 4 * 28_100, SearchSpec(method="remainder"))
+    tables, why = choose(described(ids), 4, 4 * 28_100, SearchSpec(method="remainder"))
     assert why == ""
     assert [table.shape(name, ids[name])[0] for name, table in tables.items()] == [20_000, 8_000, 100]
 
@@ -157,15 +170,15 @@ def test_tables_share_the_budget_in_proportion_to_their_ids() -> None:
 def test_collisions_replace_the_budget() -> None:
     ids = {"a": 1000, "b": 7, "c": 250}
     search = SearchSpec(method="quotient_remainder", collisions=4, threshold=0)
-    tables, why = choose(ids, 4, 99, search)
+    tables, why = choose(described(ids), 4, 99, search)
     assert partitions_of(tables["a"], "a") == Partitions.quotient_remainder(1000, 250)
     assert partitions_of(tables["c"], "c") == Partitions.quotient_remainder(250, 63)
     assert partitions_of(tables["b"], "b") == Partitions.quotient_remainder(7, 2)
     assert why.startswith("search.collisions 4 says how many rows stay")
-    tables, _ = choose(ids, 4, 99, SearchSpec(method="remainder", collisions=4, threshold=0))
+    tables, _ = choose(described(ids), 4, 99, SearchSpec(method="remainder", collisions=4, threshold=0))
     assert partitions_of(tables["a"], "a") == Partitions.remainder(250)
-    tables, _ = choose(ids, 4, 99, SearchSpec(method="quotient_remainder", collisions=1, threshold=0))
-    assert not any(table.is_composed for table in tables.values())
+    tables, _ = choose(described(ids), 4, 99, SearchSpec(method="quotient_remainder", collisions=1, threshold=0))
+    assert not any(table.is_shared for table in tables.values())
 
 
 def test_columns_that_cannot_be_shared_name_the_mend() -> None:
@@ -173,7 +186,7 @@ def test_columns_that_cannot_be_shared_name_the_mend() -> None:
         "search.combine concat, method quotient_remainder: 5 columns cannot be shared evenly by 2 partitions; take"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        choose({"a": 1000}, 5, 100, SearchSpec(method="quotient_remainder", combine="concat"))
+        choose(described({"a": 1000}), 5, 100, SearchSpec(method="quotient_remainder", combine="concat"))
     with pytest.raises(ValueError, match="17 columns cannot be shared evenly by 2 to 16 partitions"):
         Rule("mixed_radix", 17, "concat")
     assert Rule("mixed_radix", 15, "concat").counts == [3, 5, 15]

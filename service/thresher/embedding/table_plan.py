@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from thresher.embedding.double_hash import DoubleHash
+from thresher.embedding.path import BucketPath
 from thresher.embedding.representation import Composed, Dense, Representation
+from thresher.embedding.separate import Separate
 from thresher.tables.composition import Composition
 
 
@@ -17,28 +21,54 @@ class FieldTable:
     Attributes:
         dim: columns, at least 1.
         representation: how an id becomes a vector of so many columns.
+        outside: what is done with ids before the collection looks them up, or instead; none if it takes them as they
+            are. The representation is then that of a table of rows, and `path` has no table in the collection at all.
     """
 
     dim: int
     representation: Representation = field(default_factory=Dense)
+    outside: Separate | DoubleHash | BucketPath | None = None
 
     @property
-    def is_composed(self) -> bool:
+    def is_shared(self) -> bool:
         """Whether ids share the rows of buckets."""
-        return isinstance(self.representation, Composed)
+        return self.outside is not None or isinstance(self.representation, Composed)
 
     def shape(self, name: str, ids: int) -> tuple[int, int]:
         """Rows and columns in which a table of so many ids is stored and exported."""
+        if self.outside is not None:
+            return self.outside.rows, self.dim
         if isinstance(self.representation, Composed):
             return self.representation.partitions[name].rows, self.dim // self.representation.beside(name)
         return ids, self.dim
 
+    def params(self, name: str, ids: int) -> int:
+        """Parameters, those of the maps of a path too, where no single ones were pruned."""
+        if isinstance(self.outside, BucketPath):
+            return self.outside.params(self.dim)
+        return math.prod(self.shape(name, ids))
+
     def composition(self, name: str, ids: int) -> Composition | None:
         """How the ids share rows, as exported tables say it; none where each has a row of its own."""
-        if not isinstance(self.representation, Composed):
-            return None
-        combine: Any = self.representation.combine.name.lower()
-        return Composition(ids, combine, self.representation.partitions[name].splits)
+        own = self.outside
+        if isinstance(own, DoubleHash):
+            return Composition(ids, "add", ((1, own.hashed),), own=own.own)
+        if isinstance(own, Separate):
+            return Composition(ids, "feature", own.partitions.splits)
+        if isinstance(own, BucketPath):
+            each = len(own.map_parameters) // max(1, len(own.partitions) - 1)
+            names = [f"{path_name(name)}.{parameter}" for parameter in own.map_parameters]
+            maps = tuple(tuple(names[first : first + each]) for first in range(0, len(names), each))
+            return Composition(ids, "path", own.partitions.splits, maps=maps)
+        if isinstance(self.representation, Composed):
+            combine: Any = self.representation.combine.name.lower()
+            return Composition(ids, combine, self.representation.partitions[name].splits)
+        return None
+
+
+def path_name(field: str) -> str:
+    """Where a model has the parameters of a field's path."""
+    return f"fields.paths.{field}"
 
 
 @dataclass(frozen=True)
@@ -57,3 +87,31 @@ class TablePlan:
     def uniform(cls, fields: Iterable[str], dim: int, representation: Representation | None = None) -> TablePlan:
         """Equally wide tables of one representation."""
         return cls(dim, {name: FieldTable(dim, representation or Dense()) for name in fields})
+
+    @property
+    def vectors(self) -> dict[str, int]:
+        """Columns of the vectors that the model gets, by name: a field's own, or one for each of its partitions."""
+        return {
+            vector: table.dim
+            for name, table in self.fields.items()
+            for vector in (table.outside.names(name) if isinstance(table.outside, Separate) else [name])
+        }
+
+    @property
+    def expanded(self) -> dict[str, Separate | DoubleHash]:
+        """The fields whose ids become rows before the lookup."""
+        return {
+            name: table.outside
+            for name, table in self.fields.items()
+            if isinstance(table.outside, Separate | DoubleHash)
+        }
+
+    @property
+    def paths(self) -> dict[str, BucketPath]:
+        """The fields whose tables are not in the collection."""
+        return {name: table.outside for name, table in self.fields.items() if isinstance(table.outside, BucketPath)}
+
+    @property
+    def exported_apart(self) -> set[str]:
+        """Parameters outside the collection that are tables, and exported as such."""
+        return {f"{path_name(name)}.table" for name in self.paths}

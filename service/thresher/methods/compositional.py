@@ -11,19 +11,25 @@ parameters, one of the others `other`: they differ for `path` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+from thresher.embedding.double_hash import DoubleHash
 from thresher.embedding.partitions import Partitions
+from thresher.embedding.path import BucketPath, map_params
 from thresher.embedding.representation import Composed
+from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable
 from thresher.kernels.layout import Combine
 from thresher.spec import SearchSpec
 from thresher.tables.format import MAX_PARTITIONS
 
-METHODS = frozenset({"remainder", "quotient_remainder", "mixed_radix", "chinese_remainder"})
+METHODS = frozenset({"remainder", "quotient_remainder", "mixed_radix", "chinese_remainder", "double_hash"})
 COMBINES = {"add": Combine.ADD, "mult": Combine.MULT, "concat": Combine.CONCAT}
+# Double hashing: 1 in so many rows of a table is of one frequent id alone.
+OWN_ROWS = 2
 
 _SHARES = 1 << 40  # steps in which the common share of all tables is found
 _TRIES = 64  # first moduli looked at for one that the others can be coprime to
@@ -49,7 +55,8 @@ class Rule:
     """What decides about the partitions of one table under a number of parameters.
 
     Attributes:
-        method: remainder, quotient_remainder, mixed_radix or chinese_remainder.
+        method: remainder, quotient_remainder, mixed_radix, chinese_remainder, or double_hash, whose one modulus stands
+            for all rows of the table.
         dim: columns D of a plain table.
         combine: concat, add, mult, feature or path.
         path_hidden: width of the hidden layer of the maps of `path`; 0 for linear maps.
@@ -74,7 +81,7 @@ class Rule:
     @property
     def counts(self) -> list[int]:
         """How many partitions a table may have."""
-        if self.method == "remainder":
+        if self.method in ("remainder", "double_hash"):
             return [1]
         counts = [2] if self.method == "quotient_remainder" else range(2, MAX_PARTITIONS + 1)
         return [k for k in counts if self.combine != "concat" or self.dim % k == 0]
@@ -153,16 +160,13 @@ class Rule:
         return least
 
 
-def map_params(dim: int, hidden: int) -> int:
-    """Parameters of one map of `path`: a matrix, or two and the hidden layer's bias."""
-    return 2 * dim * hidden + hidden if hidden else dim * dim
-
-
-def choose(ids: Mapping[str, int], dim: int, params: int, search: SearchSpec) -> tuple[dict[str, FieldTable], str]:
+def choose(
+    fields: Sequence[Mapping[str, Any]], dim: int, params: int, search: SearchSpec
+) -> tuple[dict[str, FieldTable], str]:
     """The tables of each field under a budget.
 
     Args:
-        ids: n of each field.
+        fields: what `prepare` says of each: name, number of rows, encoding and pooling.
         dim: columns D.
         params: that may stay.
         search: the method, and its options `combine`, `path_hidden`, `collisions` and `threshold`.
@@ -170,11 +174,30 @@ def choose(ids: Mapping[str, int], dim: int, params: int, search: SearchSpec) ->
     Returns:
         The fields' tables, and why not exactly `params` stay; empty if they do.
     """
-    rule = Rule(search.method, dim, "add" if search.method == "remainder" else search.combine, search.path_hidden)
+    combine = "add" if search.method in ("remainder", "double_hash") else search.combine  # of a single row
+    rule = Rule(search.method, dim, combine, search.path_hidden)
+    ids = {field["name"]: int(field["rows"]) for field in fields}
     found, why = _choices(ids, params, rule, search)
-    partitions = {name: rule.partitions(ids[name], own.moduli) for name, own in found.items() if own.moduli}
-    composed = Composed(partitions, COMBINES[rule.combine])
-    return {name: FieldTable(dim, composed) if name in partitions else FieldTable(dim) for name in ids}, why
+    chosen = {name: own.moduli for name, own in found.items() if own.moduli}
+    tables = {name: FieldTable(dim) for name in ids}
+    if search.method == "double_hash":
+        for field in fields:
+            if (name := field["name"]) in chosen:
+                (rows,) = chosen[name]
+                # Rows of a vocabulary are in falling order of their count; a hash knows none.
+                frequent = rows // OWN_ROWS if field["encoding"] == "vocabulary" else 0
+                outside = DoubleHash(frequent, rows - frequent, field["pooling"] == "mean")
+                tables[name] = FieldTable(dim, outside=outside)
+        return tables, why
+    partitions = {name: rule.partitions(ids[name], moduli) for name, moduli in chosen.items()}
+    if combine in COMBINES:
+        composed = Composed(partitions, COMBINES[combine])
+        return tables | {name: FieldTable(dim, composed) for name in partitions}, why
+    means = {field["name"]: field["pooling"] == "mean" for field in fields}
+    for name, own in partitions.items():
+        path = BucketPath(own, search.path_hidden, means[name])
+        tables[name] = FieldTable(dim, outside=Separate(own) if combine == "feature" else path)
+    return tables, why
 
 
 def _choices(ids: Mapping[str, int], params: int, rule: Rule, search: SearchSpec) -> tuple[dict[str, Choice], str]:
@@ -241,7 +264,7 @@ def _least(rule: Rule, n: int) -> Choice:
 def _least_of(rule: Rule, n: int, k: int) -> Moduli | None:
     """The k moduli of the fewest parameters; none if fewer moduli would do."""
     if k == 1:
-        return (1,)
+        return (2,) if rule.method == "double_hash" else (1,)
     first, other = rule.bucket_params(k)
     near = _first_of_least(n, k, first, other)
     coprime = rule.method == "chinese_remainder"

@@ -19,8 +19,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from thresher.budget import Budget
+from thresher.embedding.double_hash import DoubleHash
 from thresher.embedding.partitions import Partitions
+from thresher.embedding.path import BucketPath
 from thresher.embedding.representation import Composed, Dense, Masked, Representation
+from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels.layout import Combine
 from thresher.rundir import read_json, write_json
@@ -98,18 +101,21 @@ def describe_narrow(rows: int, columns: int, dim: int) -> dict[str, Any]:
     }
 
 
-def describe_composed(name: str, rows: int, table: FieldTable) -> dict[str, Any]:
+def describe_shared(name: str, rows: int, table: FieldTable) -> dict[str, Any]:
     """What a scheme says of a table whose ids share the rows of buckets."""
-    assert isinstance(table.representation, Composed)
-    stored_rows, columns = table.shape(name, rows)
+    composition, own = table.composition(name, rows), table.outside
+    assert composition is not None
     return {
         "representation": "composed",
         "rows": rows,
         "dim": table.dim,
         "columns": table.dim,
-        "kept": stored_rows * columns,
-        "combine": table.representation.combine.name.lower(),
-        "partitions": [list(split) for split in table.representation.partitions[name].splits],
+        "kept": table.params(name, rows),
+        "combine": composition.combine,
+        "partitions": [list(split) for split in composition.partitions],
+        "own": composition.own,
+        "hidden": own.hidden if isinstance(own, BucketPath) else None,
+        "mean": own.mean if isinstance(own, BucketPath | DoubleHash) else None,
     }
 
 
@@ -144,23 +150,37 @@ def table_plan(folder: Path) -> TablePlan:
     scheme = read_scheme(folder)
     tables = {name: table for name, table in scheme["tables"].items() if table["columns"]}
     masked = Masked(SchemeMasks(folder / MASKS))
-    composed = _composed({name: table for name, table in tables.items() if table["representation"] == "composed"})
-
-    def representation(table: Mapping[str, Any]) -> Representation:
-        if table["representation"] == "masked":
-            return masked
-        return composed[table["combine"]] if table["representation"] == "composed" else Dense()
-
-    fields = {name: FieldTable(table["columns"], representation(table)) for name, table in tables.items()}
+    shared = {name: table for name, table in tables.items() if table["representation"] == "composed"}
+    composed = _composed({name: table for name, table in shared.items() if _outside(table) is None})
+    fields = {}
+    for name, table in tables.items():
+        representation: Representation = masked if table["representation"] == "masked" else Dense()
+        outside = _outside(table) if name in shared else None
+        if name in shared and outside is None:
+            representation = composed[table["combine"]]
+        fields[name] = FieldTable(table["columns"], representation, outside)
     return TablePlan(scheme["dim"], fields)
 
 
-def _composed(tables: Mapping[str, dict[str, Any]]) -> dict[str, Composed]:
+def _outside(table: Mapping[str, Any]) -> Separate | DoubleHash | BucketPath | None:
+    """What is done with the ids of a table that share rows outside of the collection."""
+    if table["own"] is not None:
+        ((_, hashed),) = table["partitions"]
+        return DoubleHash(table["own"], hashed, table["mean"])
+    if table["combine"] == "feature":
+        return Separate(_partitions(table))
+    return BucketPath(_partitions(table), table["hidden"], table["mean"]) if table["combine"] == "path" else None
+
+
+def _partitions(table: Mapping[str, Any]) -> Partitions:
+    return Partitions(tuple((divisor, modulus) for divisor, modulus in table["partitions"]))
+
+
+def _composed(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Composed]:
     """The representation of each combine, one for all tables that have it."""
     partitions: dict[str, dict[str, Partitions]] = {}
     for name, table in tables.items():
-        splits = tuple((divisor, modulus) for divisor, modulus in table["partitions"])
-        partitions.setdefault(table["combine"], {})[name] = Partitions(splits)
+        partitions.setdefault(table["combine"], {})[name] = _partitions(table)
     return {combine: Composed(own, Combine[combine.upper()]) for combine, own in partitions.items()}
 
 

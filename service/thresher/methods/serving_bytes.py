@@ -92,7 +92,11 @@ class ServingBytes:
     def beside_tables(self, plan: TablePlan) -> int:
         """Bytes of vocabularies, dense part and manifest of a model with these tables."""
         shapes = dense_shapes(self._spec, self._meta, plan)
-        arrays = [TensorSpec(name, np.dtype("<f4"), shape) for name, shape in shapes.items()]
+        arrays = [
+            TensorSpec(name, np.dtype("<f4"), shape)
+            for name, shape in shapes.items()
+            if name not in plan.exported_apart
+        ]
         dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays)
         vocabularies = sum(self._vocabularies[name] for name in plan.fields)
         return dense + vocabularies + _MANIFEST_BYTES + _MANIFEST_FIELD_BYTES * len(plan.fields)

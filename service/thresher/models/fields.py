@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from thresher.embedding.expansion import Expansion
+
 
 class Fields(nn.Module):
     """Looks the fields up, and makes their vectors equally wide for a model that needs it.
@@ -20,15 +22,26 @@ class Fields(nn.Module):
         dims: columns d_f of each field's vectors, at least 1; in the model's order of fields.
         equal: columns that all vectors are to have: narrower and wider ones go through a linear map without bias.
             None leaves each its own.
+        expansion: what becomes of the ids of some fields before the lookup.
+        paths: modules that give the pooled vectors of fields that are not in the collection.
 
     Attributes:
         names: of the fields.
         dims: columns of each field as `forward` gives them.
     """
 
-    def __init__(self, embeddings: nn.Module, dims: Mapping[str, int], equal: int | None = None) -> None:
+    def __init__(
+        self,
+        embeddings: nn.Module,
+        dims: Mapping[str, int],
+        equal: int | None = None,
+        expansion: Expansion | None = None,
+        paths: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.expansion = expansion
+        self.paths = nn.ModuleDict(paths or {})
         self.names = list(dims)
         self.dims = [equal or dim for dim in dims.values()]
         self.projections = nn.ModuleDict(
@@ -37,10 +50,16 @@ class Fields(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
         """Pooled vectors [B, d_f] of each field."""
-        pooled = self.embeddings(sparse)
-        return [
-            self.projections[name](pooled[name]) if name in self.projections else pooled[name] for name in self.names
-        ]
+        pooled = self.embeddings(sparse if self.expansion is None else self.expansion.rows(sparse))
+        return [self._vector(name, pooled, sparse) for name in self.names]
+
+    def _vector(self, name: str, pooled: Mapping[str, Tensor], sparse: KeyedJaggedTensor) -> Tensor:
+        if name in self.paths:
+            return self.paths[name](sparse[name])  # type: ignore[no-any-return]
+        vector_BD = pooled[name]
+        if self.expansion is not None:
+            vector_BD = self.expansion.pooled(name, vector_BD, sparse)
+        return self.projections[name](vector_BD) if name in self.projections else vector_BD
 
     def stacked(self, sparse: KeyedJaggedTensor) -> Tensor:
         """Pooled vectors [B, F, D] of fields that are equally wide."""

@@ -9,6 +9,7 @@ import torch
 from thresher import rundir
 from thresher.budget import Budget, budget_name
 from thresher.data.loader import Loader
+from thresher.embedding.path import PathTable
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -48,6 +49,9 @@ def round_tables(job: Job, dtype: str) -> None:
     if dtype == "fp16":
         for kernel in job.collection.kernels():
             kernel.group.weights.copy_(kernel.group.weights.half())
+        for module in job.model.modules():
+            if isinstance(module, PathTable):  # its maps are in the dense part, which is exported as it is
+                module.table.copy_(module.table.half())
 
 
 def _row(

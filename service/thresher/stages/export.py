@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from thresher import rundir
 from thresher.budget import Budget, budget_name
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.representation import Masked
-from thresher.embedding.table_plan import TablePlan
+from thresher.embedding.table_plan import TablePlan, path_name
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -79,7 +80,8 @@ def _write(
             continue  # the field left the model
         own = plan.fields[name]
         rows, columns = own.shape(name, field["rows"])
-        chunks = _table_rows(job, name, job.ranks)
+        apart = job.dense.get(f"{path_name(name)}.table")
+        chunks = _table_rows(job, name, job.ranks) if apart is None else iter([(_numpy(apart), None)])
         if writer is None:
             for _ in chunks:
                 pass
@@ -101,7 +103,7 @@ def _write(
             projection=projection if projection in job.dense else None,
         )
     if writer is not None:
-        writer.dense({name: p.detach().cpu().numpy() for name, p in job.dense.items()})
+        writer.dense({name: _numpy(p) for name, p in job.dense.items() if name not in plan.exported_apart})
         writer.finish()
 
 
@@ -151,6 +153,11 @@ def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:
             dist.recv_object_list(box, src=owner)
         rows = box[0]
     return rows  # type: ignore[return-value]
+
+
+def _numpy(parameter: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = parameter.detach().cpu().numpy()
+    return found
 
 
 def _first_rows(chunks: Iterable[Rows], rows: int) -> Iterator[Rows]:

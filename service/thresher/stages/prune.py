@@ -14,7 +14,7 @@ from thresher.budget import Budget, budget_name
 from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.methods import compositional
 from thresher.methods.columns import Columns, mde, uniform
-from thresher.methods.scheme import describe, describe_composed, describe_masked, describe_narrow, write_scheme
+from thresher.methods.scheme import describe, describe_masked, describe_narrow, describe_shared, write_scheme
 from thresher.methods.serving_bytes import ServingBytes
 from thresher.methods.sseds import choose
 from thresher.progress import Progress
@@ -103,13 +103,13 @@ def _composed(
     del run_dir
     rows, dim = {field["name"]: field["rows"] for field in meta["fields"]}, spec.model.dim
 
-    def plan(params: int) -> TablePlan:
-        return TablePlan(dim, compositional.choose(rows, dim, params, spec.search)[0])
+    def choose(params: int) -> tuple[dict[str, FieldTable], str]:
+        return compositional.choose(meta["fields"], dim, params, spec.search)
 
-    wanted = sizes.params_within(budget, lambda params: sizes.unmasked(plan(params)))
-    fields, why = compositional.choose(rows, dim, wanted, spec.search)
+    wanted = sizes.params_within(budget, lambda params: sizes.unmasked(TablePlan(dim, choose(params)[0])))
+    fields, why = choose(wanted)
     tables = {
-        name: describe_composed(name, rows[name], table) if table.is_composed else describe_narrow(rows[name], dim, dim)
+        name: describe_shared(name, rows[name], table) if table.is_shared else describe_narrow(rows[name], dim, dim)
         for name, table in fields.items()
     }
     write_scheme(work, _describe(spec, meta, budget, tables, wanted, why), None)

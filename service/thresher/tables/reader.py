@@ -81,9 +81,12 @@ class Tables:
         for name, array in self.dense.items():
             if array.dtype.kind == "f":
                 check_finite(array.reshape(-1), name, str(folder / entries.dense.path))
-        for field in entries.fields:
+        for number, field in enumerate(entries.fields):
+            at = f"{folder / MANIFEST}: fields[{number}]"
+            if field.composition is not None:
+                field.composition.check_maps(self.tables[field.table].dim, self.dense, f"{at}.composition")
             if field.projection is not None:
-                self._check_projection(field, str(folder / MANIFEST))
+                self._check_projection(field, at)
 
     def embed(self, ids: Mapping[str, Ids | Bags]) -> dict[str, npt.NDArray[np.float32]]:
         """Vectors of row ids.
@@ -147,7 +150,7 @@ class Tables:
 
     def _vectors(self, field: manifest.FieldEntry, ids_L: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         lookup = self._tables[field.table].lookup
-        return field.composition.vectors(ids_L, lookup) if field.composition else lookup(ids_L)
+        return field.composition.vectors(ids_L, lookup, self.dense) if field.composition else lookup(ids_L)
 
     def _projected(self, field: manifest.FieldEntry, pooled_BD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if field.projection is None:
@@ -155,7 +158,7 @@ class Tables:
         projected: npt.NDArray[np.float32] = pooled_BD @ self.dense[field.projection].T
         return projected
 
-    def _check_projection(self, field: manifest.FieldEntry, where: str) -> None:
+    def _check_projection(self, field: manifest.FieldEntry, at: str) -> None:
         """A projection is an array of the dense part that takes the field's vectors."""
         columns = self.tables[field.table].dim
         if field.composition:
@@ -164,8 +167,8 @@ class Tables:
         if array is None or array.ndim != 2 or array.shape[1] != columns or array.dtype != np.float32:
             found = "is not there" if array is None else f"is {array.dtype} {array.shape}"
             raise ValueError(
-                f"{where}: field {field.name}: projection: {str(field.projection)[:80]!r} {found}, must be a float32 "
-                f"array (D, {columns}) of the dense part"
+                f"{at}.projection: {str(field.projection)[:80]!r} {found}, must be a float32 array (D, {columns}) of "
+                "the dense part"
             )
 
 

@@ -15,11 +15,15 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
+from thresher.embedding.double_hash import DoubleHash
+from thresher.embedding.expansion import Expansion
+from thresher.embedding.path import PathTable
 from thresher.embedding.planning import make_plan
 from thresher.embedding.representation import Masked, RowOptimizer
+from thresher.embedding.separate import Separate
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
-from thresher.embedding.table_plan import TablePlan
+from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels.layout import Optimizer
 from thresher.models import factory
 from thresher.models.autoint import AutoInt
@@ -88,15 +92,9 @@ def build(
     """
     collection = EmbeddingBagCollection(
         [
-            EmbeddingBagConfig(
-                name=field["name"],
-                feature_names=[field["name"]],
-                num_embeddings=field["rows"],
-                embedding_dim=plan.fields[field["name"]].dim,
-                pooling=PoolingType.MEAN if field["pooling"] == "mean" and not field["one_hot"] else PoolingType.SUM,
-            )
+            _table(field, plan.fields[field["name"]])
             for field in meta["fields"]
-            if field["name"] in plan.fields
+            if field["name"] in plan.fields and field["name"] not in plan.paths
         ],
         representation={name: table.representation for name, table in plan.fields.items()},
         optimizer=RowOptimizer(
@@ -124,6 +122,20 @@ def build(
     return Job(sharded, tables, dense, _optimizer(train, dense, tables), train, ranks)
 
 
+def _table(field: Mapping[str, Any], own: FieldTable) -> EmbeddingBagConfig:
+    """A field's table, as TorchRec wants it."""
+    name = field["name"]
+    expanded = own.outside if isinstance(own.outside, Separate | DoubleHash) else None
+    mean = field["pooling"] == "mean" and not field["one_hot"] and not isinstance(expanded, DoubleHash)
+    return EmbeddingBagConfig(
+        name=name,
+        feature_names=expanded.names(name) if expanded else [name],
+        num_embeddings=expanded.rows if expanded else field["rows"],
+        embedding_dim=own.dim,
+        pooling=PoolingType.MEAN if mean else PoolingType.SUM,
+    )
+
+
 def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeric: int) -> nn.Module:
     """The model that the spec names, one of ours or the user's own.
 
@@ -137,8 +149,13 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeri
         ValueError: if the user's own cannot be made, or is not trusted.
     """
     create = MODELS[spec.name] if spec.factory is None else factory.imported(spec)
-    dims = {name: table.dim for name, table in plan.fields.items()}
-    fields = Fields(embeddings, dims, plan.dim if getattr(create, "equal_dims", True) else None)
+    fields = Fields(
+        embeddings,
+        plan.vectors,
+        plan.dim if getattr(create, "equal_dims", True) else None,
+        Expansion(plan.expanded) if plan.expanded else None,
+        {name: PathTable(path, plan.fields[name].dim, spec.init_scale) for name, path in plan.paths.items()},
+    )
     model = create(fields, numeric, spec)
     return model if spec.factory is None else factory.checked(model, fields, spec)
 
