@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.conftest import make_spec
+from tests.distributed.ranks import free_port, run_ranks
 from thresher import rundir, tables
 from thresher.budget import Budget, budget_name, budget_params
 from thresher.data.loader import Loader
@@ -19,6 +21,8 @@ from thresher.spec import Spec
 from thresher.stages import evaluate, export, prepare, prune, report, retrain, search, train
 from thresher.train.group import process_group
 from thresher.train.trained import load_trained
+
+pytestmark = pytest.mark.timeout(600)
 
 PARTITIONED = [
     (method, combine)
@@ -32,7 +36,7 @@ def spec_for(run_dir: Path, budget: Budget = 0.3, **search_options: Any) -> Spec
     return make_spec(
         run_dir,
         train={"batch_size": 4000, "epochs": 1, "embedding_learning_rate": 0.01},
-        search={"epochs": 1, "check_every": 5, "threshold": 50, **search_options},
+        search={"epochs": 1, "check_every": 5, "threshold": 10, **search_options},
         prune={"budgets": [budget]},
         export={"dtype": "fp32"},
     )
@@ -96,6 +100,50 @@ def test_every_method_exports_what_it_trained(method: str, combine: str, trained
         assert wanted - scheme["kept_params"] < (4 if method == "chinese_remainder" else 1) * spec.model.dim
     assert len([t for t in scheme["tables"].values() if t["representation"] == "composed"]) >= 2
     assert run.report.is_file()
+
+
+def test_paths_may_have_a_hidden_layer(trained: Path, tmp_path: Path) -> None:
+    options = {"method": "quotient_remainder", "combine": "path"}
+    spec = finish(trained, tmp_path / "run", **options, path_hidden=3)
+    assert_exported_vectors_are_the_models(spec, 0.3)
+    exported = tables.load(RunDir(tmp_path / "run").tables("0.3"))
+    composition = exported.fields["item_id"].composition
+    assert composition is not None
+    assert composition.maps is not None
+    buckets = composition.partitions[1][1]
+    shapes = [exported.dense[name].shape for name in composition.maps[0]]
+    assert shapes == [(buckets, 3, 4), (buckets, 3), (buckets, 4, 3)]
+
+
+def run_stages(spec: Spec, ports: list[int]) -> None:
+    """What follows `prepare`, each stage in a process group of its own; one at an address that was in use hangs."""
+    for stage, port in zip((train, search, retrain, export, evaluate), ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        if stage is retrain and os.environ["RANK"] == "0":
+            prune.run(spec)
+        stage.run(spec)
+
+
+@pytest.mark.parametrize(
+    ("method", "combine", "sharding"),
+    [
+        ("quotient_remainder", "mult", "auto"),
+        ("chinese_remainder", "concat", "data_parallel"),
+        ("mixed_radix", "add", "row_wise"),
+        ("mixed_radix", "feature", "row_wise"),
+        ("quotient_remainder", "path", "auto"),
+        ("double_hash", "mult", "row_wise"),
+    ],
+)
+def test_two_ranks_export_what_they_trained(method: str, combine: str, sharding: str, tmp_path: Path) -> None:
+    spec = spec_for(tmp_path / "run", method=method, combine=combine)
+    spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"ranks": 2, "sharding": sharding})})
+    prepare.run(spec)
+    run_ranks(2, run_stages, spec, [free_port() for _ in range(5)])
+    one = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"sharding": "auto"})})
+    assert_exported_vectors_are_the_models(one, 0.3)
+    rows = rundir.read_json(RunDir(tmp_path / "run").metrics)
+    assert all(0.5 < row["auc"] < 0.9 for row in rows)
 
 
 @pytest.mark.parametrize("combine", ["mult", "concat"])
