@@ -304,7 +304,9 @@ class SearchSpec(Section):
         description="remainder, quotient_remainder: ids that share a remainder, in place of what the budget allows",
     )
     threshold: Annotated[int, Field(ge=0)] = Field(
-        200, description="partitions, double_hash: tables with fewer rows stay as they are"
+        200,
+        description="partitions, double_hash: tables with fewer rows stay as they are; with combine path also the "
+        "smallest",
     )
 
 
@@ -413,6 +415,18 @@ class Spec(Section):
     runtime: RuntimeSpec = RuntimeSpec()
     sweep: SweepSpec | None = None
     seed: Seed = Field(0, description="of the split, the order of samples and the initial values")
+
+    @model_validator(mode="after")
+    def _columns_can_be_shared(self) -> Spec:
+        method, dim = self.search.method, self.model.dim
+        counts = {"quotient_remainder": [2], "mixed_radix": range(2, 17), "chinese_remainder": range(2, 17)}
+        if self.search.combine == "concat" and all(dim % k for k in counts.get(method, [1])):
+            raise ValueError(
+                f"search.combine concat: model.dim {dim} columns cannot be shared evenly by "
+                f"{'2' if method == 'quotient_remainder' else '2 to 16'} partitions; take an even model.dim, or "
+                "combine add or mult"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Spec:

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.distributed.conftest import make_spec
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.path import BucketPath
 from thresher.embedding.representation import Composed
 from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable
 from thresher.methods.compositional import Rule, balanced, choose, coprimes, integer_root
-from thresher.spec import SearchSpec
+from thresher.spec import SearchSpec, Spec
 from thresher.tables.format import MAX_PARTITIONS
 
 COMPLEMENTARY = ["quotient_remainder", "mixed_radix", "chinese_remainder"]
@@ -181,12 +182,13 @@ def test_collisions_replace_the_budget() -> None:
     assert not any(table.is_shared for table in tables.values())
 
 
-def test_columns_that_cannot_be_shared_name_the_mend() -> None:
-    message = (
-        "search.combine concat, method quotient_remainder: 5 columns cannot be shared evenly by 2 partitions; take"
-    )
+@pytest.mark.parametrize(("method", "dim", "counts"), [("quotient_remainder", 5, "2"), ("mixed_radix", 17, "2 to 16")])
+def test_columns_that_cannot_be_shared_name_the_mend(method: str, dim: int, counts: str) -> None:
+    def spec(**search: str) -> Spec:
+        return make_spec("unused", model={"dim": dim}, search={"method": method, **search})
+
+    message = f"model.dim {dim} columns cannot be shared evenly by {counts} partitions; take an even model.dim"
     with pytest.raises(ValueError, match=re.escape(message)):
-        choose(described({"a": 1000}), 5, 100, SearchSpec(method="quotient_remainder", combine="concat"))
-    with pytest.raises(ValueError, match="17 columns cannot be shared evenly by 2 to 16 partitions"):
-        Rule("mixed_radix", 17, "concat")
+        spec(combine="concat")
+    spec(combine="mult")
     assert Rule("mixed_radix", 15, "concat").counts == [3, 5, 15]

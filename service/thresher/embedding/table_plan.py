@@ -71,6 +71,11 @@ def path_name(field: str) -> str:
     return f"fields.paths.{field}"
 
 
+def projection_name(field: str) -> str:
+    """Where a model has the matrix that makes a narrow field's vectors as wide as the others."""
+    return f"fields.projections.{field}.weight"
+
+
 @dataclass(frozen=True)
 class TablePlan:
     """The tables of a model.

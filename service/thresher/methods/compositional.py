@@ -60,9 +60,6 @@ class Rule:
         dim: columns D of a plain table.
         combine: concat, add, mult, feature or path.
         path_hidden: width of the hidden layer of the maps of `path`; 0 for linear maps.
-
-    Raises:
-        ValueError: if D columns cannot be shared by the partitions, for `concat`.
     """
 
     method: str
@@ -70,17 +67,9 @@ class Rule:
     combine: str
     path_hidden: int = 0
 
-    def __post_init__(self) -> None:
-        if not self.counts:
-            raise ValueError(
-                f"search.combine concat, method {self.method}: {self.dim} columns cannot be shared evenly by "
-                f"{'2' if self.method == 'quotient_remainder' else f'2 to {MAX_PARTITIONS}'} partitions; take an even "
-                "model.dim, or combine add or mult"
-            )
-
     @property
     def counts(self) -> list[int]:
-        """How many partitions a table may have."""
+        """How many partitions a table may have; the spec sees to it that there is one at least."""
         if self.method in ("remainder", "double_hash"):
             return [1]
         counts = [2] if self.method == "quotient_remainder" else range(2, MAX_PARTITIONS + 1)

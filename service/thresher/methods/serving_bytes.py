@@ -1,13 +1,14 @@
 """Bytes that serving needs, before anything is exported: what a budget in bytes allows.
 
 Files of tables, vocabularies and the dense part are counted to the byte. The manifest, whose length depends on what the
-others hold, is counted as what it has at most.
+others hold, is counted with more digits than its numbers will have.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from thresher.budget import Budget, budget_bytes, budget_params
-from thresher.embedding.table_plan import TablePlan
+from thresher.embedding.table_plan import TablePlan, projection_name
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.tables import vocabulary
-from thresher.tables.format import DTYPES, table_file_bytes
+from thresher.tables.format import DENSE, DTYPES, table_file_bytes, table_path, vocabulary_path
+from thresher.tables.keys import DEFINITIONS
+from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
 from thresher.tables.safetensors_file import TensorSpec, header
 from thresher.train.build import dense_shapes
 
-_MANIFEST_BYTES = 1_200  # and for each field and its table:
-_MANIFEST_FIELD_BYTES = 900
+_LARGE = FileEntry("", 10**15, "0" * 64)  # a petabyte: more digits than any file here needs
 
 
 class ServingBytes:
@@ -99,7 +101,43 @@ class ServingBytes:
         ]
         dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays)
         vocabularies = sum(self._vocabularies[name] for name in plan.fields)
-        return dense + vocabularies + _MANIFEST_BYTES + _MANIFEST_FIELD_BYTES * len(plan.fields)
+        return dense + vocabularies + self._manifest_bytes(plan, shapes)
+
+    def _manifest_bytes(self, plan: TablePlan, dense: Collection[str]) -> int:
+        tables, fields = [], []
+        for field in self._meta["fields"]:
+            if (name := field["name"]) not in plan.fields:
+                continue
+            own, encoding = plan.fields[name], field["encoding"]
+            rows, columns = own.shape(name, field["rows"])
+            file = replace(_LARGE, path=table_path(name))
+            dtype = self._spec.export.dtype
+            tables.append(TableEntry(name, rows, columns, rows * columns, "bitmap", dtype, file))
+            listed = VocabularyEntry("int64", field["rows"], replace(_LARGE, path=vocabulary_path(name)))
+            fields.append(
+                FieldEntry(
+                    name=name,
+                    table=name,
+                    kind=field["kind"],
+                    pooling=field["pooling"],
+                    encoding=encoding,
+                    definition=DEFINITIONS.get(encoding),
+                    oov_row=None if encoding == "hash" else 0,
+                    vocabulary=None if encoding == "hash" else listed,
+                    composition=own.composition(name, field["rows"]),
+                    projection=projection if (projection := projection_name(name)) in dense else None,
+                )
+            )
+        manifest = Manifest(
+            model="m" * 200,
+            seed=self._spec.seed,
+            budget="b" * 40,
+            spec_fingerprint="0" * 64,
+            tables=tuple(tables),
+            fields=tuple(fields),
+            dense=replace(_LARGE, path=DENSE),
+        )
+        return len(to_bytes(manifest))
 
 
 def _vocabulary_bytes(path: Path) -> int:

@@ -18,7 +18,7 @@ from thresher import rundir
 from thresher.budget import Budget, budget_name
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.representation import Masked
-from thresher.embedding.table_plan import TablePlan, path_name
+from thresher.embedding.table_plan import TablePlan, path_name, projection_name
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -91,7 +91,7 @@ def _write(
         with writer.table(name, rows=rows, dim=columns, kept=params, dtype=spec.export.dtype) as table:
             for values_ND, mask_ND in _first_rows(chunks, rows):
                 table.write(values_ND, mask_ND)
-        projection = f"fields.projections.{name}.weight"
+        projection = projection_name(name)
         writer.field(
             name,
             table=name,
