@@ -40,10 +40,10 @@ class BucketPath:
         return self.partitions.splits[0][1]
 
     @property
-    def map_parameters(self) -> list[str]:
-        """Names of the parameters of each partition's maps, as `PathTable` has them."""
+    def map_parameters(self) -> list[list[str]]:
+        """Names of the parameters of the maps of each partition but the first, as `PathTable` has them."""
         own = ["inner", "bias", "outer"] if self.hidden else ["weight"]
-        return [f"maps.{number}.{name}" for number in range(len(self.partitions) - 1) for name in own]
+        return [[f"maps.{number}.{name}" for name in own] for number in range(len(self.partitions) - 1)]
 
     def params(self, dim: int) -> int:
         """Parameters of W and of all maps."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from thresher.embedding.double_hash import DoubleHash
 from thresher.embedding.path import BucketPath
 from thresher.embedding.representation import Composed, Dense, Representation
 from thresher.embedding.separate import Separate
-from thresher.tables.composition import Composition
 
 
 @dataclass(frozen=True)
@@ -47,23 +45,6 @@ class FieldTable:
         if isinstance(self.outside, BucketPath):
             return self.outside.params(self.dim)
         return math.prod(self.shape(name, ids))
-
-    def composition(self, name: str, ids: int) -> Composition | None:
-        """How the ids share rows, as exported tables say it; none where each has a row of its own."""
-        own = self.outside
-        if isinstance(own, DoubleHash):
-            return Composition(ids, "add", ((1, own.hashed),), own=own.own)
-        if isinstance(own, Separate):
-            return Composition(ids, "feature", own.partitions.splits)
-        if isinstance(own, BucketPath):
-            each = len(own.map_parameters) // max(1, len(own.partitions) - 1)
-            names = [f"{path_name(name)}.{parameter}" for parameter in own.map_parameters]
-            maps = tuple(tuple(names[first : first + each]) for first in range(0, len(names), each))
-            return Composition(ids, "path", own.partitions.splits, maps=maps)
-        if isinstance(self.representation, Composed):
-            combine: Any = self.representation.combine.name.lower()
-            return Composition(ids, combine, self.representation.partitions[name].splits)
-        return None
 
 
 def path_name(field: str) -> str:

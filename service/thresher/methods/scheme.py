@@ -26,6 +26,7 @@ from thresher.embedding.representation import Composed, Dense, Masked, Represent
 from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels.layout import Combine
+from thresher.methods.shared_rows import composition_of
 from thresher.rundir import read_json, write_json
 from thresher.tables.format import unpack_masks
 
@@ -103,7 +104,7 @@ def describe_narrow(rows: int, columns: int, dim: int) -> dict[str, Any]:
 
 def describe_shared(name: str, rows: int, table: FieldTable) -> dict[str, Any]:
     """What a scheme says of a table whose ids share the rows of buckets."""
-    composition, own = table.composition(name, rows), table.outside
+    composition, own = composition_of(table, name, rows), table.outside
     assert composition is not None
     return {
         "representation": "composed",

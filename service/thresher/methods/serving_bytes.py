@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from thresher.budget import Budget, budget_bytes, budget_params
 from thresher.embedding.table_plan import TablePlan, projection_name
+from thresher.methods.shared_rows import composition_of
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.tables import vocabulary
@@ -124,7 +125,7 @@ class ServingBytes:
                     definition=DEFINITIONS.get(encoding),
                     oov_row=None if encoding == "hash" else 0,
                     vocabulary=None if encoding == "hash" else listed,
-                    composition=own.composition(name, field["rows"]),
+                    composition=composition_of(own, name, field["rows"]),
                     projection=projection if (projection := projection_name(name)) in dense else None,
                 )
             )

@@ -20,6 +20,7 @@ from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.representation import Masked
 from thresher.embedding.table_plan import TablePlan, path_name, projection_name
 from thresher.methods.scheme import read_scheme
+from thresher.methods.shared_rows import composition_of
 from thresher.progress import Progress
 from thresher.rundir import RunDir
 from thresher.spec import Spec
@@ -99,7 +100,7 @@ def _write(
             encoding=field["encoding"],
             pooling=field["pooling"],
             keys=_vocabulary(run_dir, field),
-            composition=own.composition(name, field["rows"]),
+            composition=composition_of(own, name, field["rows"]),
             projection=projection if projection in job.dense else None,
         )
     if writer is not None:
