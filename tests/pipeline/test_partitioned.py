@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import free_port, run_ranks
-from thresher import rundir, tables
+from thresher import rundir, tables, trust
 from thresher.budget import Budget, budget_name, budget_params
 from thresher.data.loader import Loader
 from thresher.models.fields import Fields
 from thresher.rundir import RunDir
-from thresher.spec import Spec
+from thresher.spec import ModelSpec, Spec
 from thresher.stages import evaluate, export, prepare, prune, report, retrain, search, train
 from thresher.train.group import process_group
 from thresher.train.trained import load_trained
@@ -113,6 +115,42 @@ def test_paths_may_have_a_hidden_layer(trained: Path, tmp_path: Path) -> None:
     buckets = composition.partitions[1][1]
     shapes = [exported.dense[name].shape for name in composition.maps[0]]
     assert shapes == [(buckets, 3, 4), (buckets, 3), (buckets, 4, 3)]
+
+
+class OwnModel(nn.Module):
+    """A user's model, which keeps its fields under a name of its own."""
+
+    equal_dims = True
+
+    def __init__(self, fields: Fields, numeric: int, spec: ModelSpec) -> None:
+        super().__init__()
+        del numeric
+        self.inputs = fields
+        self.out = nn.Linear(len(fields.names) * spec.dim, 1)
+
+    def forward(self, sparse: KeyedJaggedTensor, dense_BN: Tensor) -> Tensor:
+        """Logits [B]."""
+        del dense_BN
+        out: Tensor = self.out(self.inputs.stacked(sparse).flatten(1)).squeeze(1)
+        return out
+
+
+@pytest.mark.parametrize("method", ["quotient_remainder", "mde"])
+def test_a_users_model_may_have_its_fields_anywhere(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(trust.VARIABLE, "1")
+    spec = spec_for(tmp_path / "run", method=method, combine="path")
+    model = spec.model.model_copy(update={"factory": f"{__name__}:OwnModel"})
+    spec = spec.model_copy(update={"model": model})
+    for stage in (prepare, train, search, prune, retrain, export, evaluate):
+        stage.run(spec)
+    assert_exported_vectors_are_the_models(spec, 0.3)
+    exported = tables.load(RunDir(tmp_path / "run").tables("0.3"))
+    assert exported.dense.keys() > {"out.weight"}
+    apart = [name for name in exported.dense if name.startswith("inputs.")]
+    assert apart
+    assert not [name for name in apart if name.endswith(".table")]
 
 
 def run_stages(spec: Spec, ports: list[int]) -> None:

@@ -47,14 +47,14 @@ class FieldTable:
         return math.prod(self.shape(name, ids))
 
 
-def path_name(field: str) -> str:
-    """Where a model has the parameters of a field's path."""
-    return f"fields.paths.{field}"
+def path_name(fields_at: str, field: str) -> str:
+    """The parameters of a field's path, where the model has its fields at some name."""
+    return f"{fields_at}.paths.{field}"
 
 
-def projection_name(field: str) -> str:
-    """Where a model has the matrix that makes a narrow field's vectors as wide as the others."""
-    return f"fields.projections.{field}.weight"
+def projection_name(fields_at: str, field: str) -> str:
+    """The matrix that makes a narrow field's vectors as wide as the others."""
+    return f"{fields_at}.projections.{field}.weight"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ class TablePlan:
         """The fields whose tables are not in the collection."""
         return {name: table.outside for name, table in self.fields.items() if isinstance(table.outside, BucketPath)}
 
-    @property
-    def exported_apart(self) -> set[str]:
+    def exported_apart(self, fields_at: str) -> set[str]:
         """Parameters outside the collection that are tables, and exported as such."""
-        return {f"{path_name(name)}.table" for name in self.paths}
+        return {f"{path_name(fields_at, name)}.table" for name in self.paths}

@@ -25,7 +25,7 @@ from thresher.tables.format import DENSE, DTYPES, table_file_bytes, table_path, 
 from thresher.tables.keys import DEFINITIONS
 from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
 from thresher.tables.safetensors_file import TensorSpec, header
-from thresher.train.build import dense_shapes
+from thresher.train.build import dense_part
 
 _LARGE = FileEntry("", 10**15, "0" * 64)  # a petabyte: more digits than any file here needs
 
@@ -94,17 +94,14 @@ class ServingBytes:
 
     def beside_tables(self, plan: TablePlan) -> int:
         """Bytes of vocabularies, dense part and manifest of a model with these tables."""
-        shapes = dense_shapes(self._spec, self._meta, plan)
-        arrays = [
-            TensorSpec(name, np.dtype("<f4"), shape)
-            for name, shape in shapes.items()
-            if name not in plan.exported_apart
-        ]
+        shapes, fields_at = dense_part(self._spec, self._meta, plan)
+        apart = plan.exported_apart(fields_at)
+        arrays = [TensorSpec(name, np.dtype("<f4"), shape) for name, shape in shapes.items() if name not in apart]
         dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays)
         vocabularies = sum(self._vocabularies[name] for name in plan.fields)
-        return dense + vocabularies + self._manifest_bytes(plan, shapes)
+        return dense + vocabularies + self._manifest_bytes(plan, shapes, fields_at)
 
-    def _manifest_bytes(self, plan: TablePlan, dense: Collection[str]) -> int:
+    def _manifest_bytes(self, plan: TablePlan, dense: Collection[str], fields_at: str) -> int:
         tables, fields = [], []
         for field in self._meta["fields"]:
             if (name := field["name"]) not in plan.fields:
@@ -125,8 +122,8 @@ class ServingBytes:
                     definition=DEFINITIONS.get(encoding),
                     oov_row=None if encoding == "hash" else 0,
                     vocabulary=None if encoding == "hash" else listed,
-                    composition=composition_of(own, name, field["rows"]),
-                    projection=projection if (projection := projection_name(name)) in dense else None,
+                    composition=composition_of(own, name, field["rows"], fields_at),
+                    projection=projection if (projection := projection_name(fields_at, name)) in dense else None,
                 )
             )
         manifest = Manifest(

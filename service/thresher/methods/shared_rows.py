@@ -12,13 +12,14 @@ from thresher.embedding.table_plan import FieldTable, path_name
 from thresher.tables.composition import Composition
 
 
-def composition_of(table: FieldTable, name: str, ids: int) -> Composition | None:
+def composition_of(table: FieldTable, name: str, ids: int, fields_at: str = "") -> Composition | None:
     """The composition of a field's ids; none where each has a row of its own.
 
     Args:
         table: of the field.
         name: of the field.
         ids: how many it has.
+        fields_at: where the model has its fields, for the names of maps.
     """
     own = table.outside
     if isinstance(own, DoubleHash):
@@ -26,7 +27,9 @@ def composition_of(table: FieldTable, name: str, ids: int) -> Composition | None
     if isinstance(own, Separate):
         return Composition(ids, "feature", own.partitions.splits)
     if isinstance(own, BucketPath):
-        maps = tuple(tuple(f"{path_name(name)}.{parameter}" for parameter in each) for each in own.map_parameters)
+        maps = tuple(
+            tuple(f"{path_name(fields_at, name)}.{parameter}" for parameter in each) for each in own.map_parameters
+        )
         return Composition(ids, "path", own.partitions.splits, maps=maps)
     if isinstance(table.representation, Composed):
         combine: Any = table.representation.combine.name.lower()

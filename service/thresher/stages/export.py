@@ -81,7 +81,7 @@ def _write(
             continue  # the field left the model
         own = plan.fields[name]
         rows, columns = own.shape(name, field["rows"])
-        apart = job.dense.get(f"{path_name(name)}.table")
+        apart = job.dense.get(f"{path_name(job.fields_at, name)}.table")
         chunks = _table_rows(job, name, job.ranks) if apart is None else iter([(_numpy(apart), None)])
         if writer is None:
             for _ in chunks:
@@ -92,7 +92,7 @@ def _write(
         with writer.table(name, rows=rows, dim=columns, kept=params, dtype=spec.export.dtype) as table:
             for values_ND, mask_ND in _first_rows(chunks, rows):
                 table.write(values_ND, mask_ND)
-        projection = projection_name(name)
+        projection = projection_name(job.fields_at, name)
         writer.field(
             name,
             table=name,
@@ -100,11 +100,12 @@ def _write(
             encoding=field["encoding"],
             pooling=field["pooling"],
             keys=_vocabulary(run_dir, field),
-            composition=composition_of(own, name, field["rows"]),
+            composition=composition_of(own, name, field["rows"], job.fields_at),
             projection=projection if projection in job.dense else None,
         )
     if writer is not None:
-        writer.dense({name: _numpy(p) for name, p in job.dense.items() if name not in plan.exported_apart})
+        tables = plan.exported_apart(job.fields_at)
+        writer.dense({name: _numpy(p) for name, p in job.dense.items() if name not in tables})
         writer.finish()
 
 

@@ -57,6 +57,7 @@ class Job:
         model: the model; maps (sparse, dense) to logits.
         collection: its tables on this rank.
         dense: the parameters outside the tables, alike on every rank.
+        fields_at: where the model has its fields, for the names of their parameters.
         optimizer: of the dense parameters and of thresholds that are replicated; the tables' own runs in backward.
         train: how it is trained.
         ranks: who takes part.
@@ -65,6 +66,7 @@ class Job:
     model: DistributedModelParallel
     collection: ShardedCollection
     dense: dict[str, nn.Parameter]
+    fields_at: str
     optimizer: torch.optim.Optimizer
     train: TrainSpec
     ranks: Ranks
@@ -119,7 +121,7 @@ def build(
     tables = collection_of(sharded)
     inside = {id(parameter) for parameter in tables.parameters()}
     dense = {name: p for name, p in sharded.named_parameters() if id(p) not in inside}
-    return Job(sharded, tables, dense, _optimizer(train, dense, tables), train, ranks)
+    return Job(sharded, tables, dense, fields_at(model), _optimizer(train, dense, tables), train, ranks)
 
 
 def _table(field: Mapping[str, Any], own: FieldTable) -> EmbeddingBagConfig:
@@ -160,11 +162,16 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeri
     return model if spec.factory is None else factory.checked(model, fields, spec)
 
 
-def dense_shapes(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters outside the tables, by name, without making a model."""
+def fields_at(model: nn.Module) -> str:
+    """Where a model has its fields; empty if they are not a part of it."""
+    return next((name for name, module in model.named_modules() if isinstance(module, Fields)), "")
+
+
+def dense_part(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Shapes of the parameters outside the tables, by name, and where the fields are, without making a model."""
     with torch.device("meta"):
         model = create_model(spec.model, nn.Identity(), plan, len(meta["dense"]))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, fields_at(model)
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
