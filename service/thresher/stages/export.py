@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
-import torch.distributed as dist
-from numpy.typing import NDArray
 
 from thresher import rundir
-from thresher.embedding.fused import FusedEmbeddingBag, TablePart
+from thresher.embedding.rows import table_rows
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
@@ -22,12 +18,8 @@ from thresher.spec import Spec, budget_name
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.tables import Writer
 from thresher.train.build import Job
-from thresher.train.group import Ranks, process_group
+from thresher.train.group import process_group
 from thresher.train.trained import load_trained
-
-_CHUNK_ROWS = 1 << 16
-
-Rows = tuple[NDArray[np.float32], NDArray[np.bool_] | None]
 
 
 def run(spec: Spec) -> None:
@@ -70,7 +62,7 @@ def _write(
         )
     for field in meta["fields"]:
         name, rows, dim = field["name"], field["rows"], spec.model.dim
-        chunks = _table_rows(job, name, job.ranks)
+        chunks = table_rows(job.collection, name)
         if writer is None:
             for _ in chunks:
                 pass
@@ -91,54 +83,6 @@ def _write(
     if writer is not None:
         writer.dense({name: p.detach().cpu().numpy() for name, p in job.dense.items()})
         writer.finish()
-
-
-def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
-    """A table's rows in order, on the first rank; the other ranks send theirs and get nothing."""
-    own = {
-        (part.first_row, part.first_column): (kernel, part)
-        for kernel in job.collection.kernels()
-        for part in kernel.parts()
-        if part.name == table and part.counted
-    }
-    spans: list[list[tuple[int, int, int]]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(spans, [(row, part.table.rows, column) for (row, column), (_, part) in own.items()])
-    in_order = sorted((*span, rank) for rank, parts in enumerate(spans) for span in parts)
-    for (first, count), blocks in groupby(in_order, key=lambda span: span[:2]):
-        owners = [(column, owner) for _, _, column, owner in blocks]
-        for start in range(0, count, _CHUNK_ROWS):
-            found = [_to_first(_cut(own.get((first, column)), start), owner, ranks) for column, owner in owners]
-            if ranks.first:
-                yield _beside(found)
-
-
-def _cut(held: tuple[FusedEmbeddingBag, TablePart] | None, start: int) -> Rows | None:
-    """A chunk of a part's rows, where this rank has it."""
-    if held is None:
-        return None
-    kernel, part = held
-    values, kept = kernel.dense_rows(part, start, start + _CHUNK_ROWS)
-    return values.cpu().numpy(), None if kept is None else kept.cpu().numpy()
-
-
-def _beside(blocks: list[Rows]) -> Rows:
-    """Rows from blocks of their columns."""
-    if len(blocks) == 1:
-        return blocks[0]
-    masks = [mask for _, mask in blocks if mask is not None]
-    values = np.concatenate([values for values, _ in blocks], axis=1)
-    return values, np.concatenate(masks, axis=1) if masks else None
-
-
-def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:
-    if owner != 0:
-        box: list[Any] = [rows]
-        if ranks.rank == owner:
-            dist.send_object_list(box, dst=0)
-        elif ranks.first:
-            dist.recv_object_list(box, src=owner)
-        rows = box[0]
-    return rows  # type: ignore[return-value]
 
 
 def _vocabulary(run_dir: RunDir, field: Mapping[str, Any]) -> Any:
