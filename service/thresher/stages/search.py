@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher import rundir
 from thresher.embedding.representation import SoftThreshold
+from thresher.methods.gathering import gather_masks
 from thresher.methods.pep import Pressure, TableShard, start_thresholds
 from thresher.methods.scheme import save_masks
 from thresher.progress import Progress
 from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.stages.train import loaders
-from thresher.tables.format import pack_masks, unpack_masks
 from thresher.train.build import build
-from thresher.train.group import Ranks, process_group
+from thresher.train.group import process_group
 from thresher.train.loop import Trainer, fit
 
 
@@ -50,7 +47,7 @@ def run(spec: Spec) -> None:
                 spec.prune.budgets,
                 total_params=sum(field["rows"] for field in meta["fields"]) * spec.model.dim,
                 total_steps=total,
-                take=lambda budget, shards, masks: _write_masks(work, budget, shards, masks, ranks),
+                take=lambda budget, shards, masks: _write_masks(work, budget, shards, masks),
             )
 
             def before_step(trainer: Trainer, loss: float) -> None:
@@ -70,27 +67,8 @@ def run(spec: Spec) -> None:
                 )
 
 
-def _write_masks(work: Path, budget: str, shards: list[TableShard], masks: list[Tensor], ranks: Ranks) -> None:
+def _write_masks(work: Path, budget: str, shards: list[TableShard], masks: list[Tensor]) -> None:
     """Bring a budget's masks from all ranks to the first, as bits, and write them."""
-    own = [
-        (s.table, s.first_row, s.first_column, s.name, mask.shape[1], pack_masks(mask.cpu().numpy()))
-        for s, mask in zip(shards, masks, strict=True)
-    ]
-    gathered: list[Any] | None = [None] * ranks.world_size if ranks.first else None
-    dist.gather_object(own, gathered, dst=0)
-    if gathered is None:
-        return
-    parts: dict[str, dict[int, list[tuple[int, NDArray[np.uint8]]]]] = {}  # by table and first row, blocks of columns
-    for _, first_row, _, name, columns, packed in sorted(
-        (part for rank in gathered for part in rank), key=lambda part: part[:3]
-    ):
-        parts.setdefault(name, {}).setdefault(first_row, []).append((columns, packed))
-    whole = {name: np.concatenate([_beside(blocks) for blocks in rows.values()]) for name, rows in parts.items()}
-    save_masks(work / "masks" / f"{budget}.safetensors", whole)
-
-
-def _beside(blocks: list[tuple[int, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-    """Packed masks of some rows, from those of blocks of their columns."""
-    if len(blocks) == 1:
-        return blocks[0][1]
-    return pack_masks(np.concatenate([unpack_masks(packed, columns) for columns, packed in blocks], axis=1))
+    whole = gather_masks(shards, masks)
+    if whole is not None:
+        save_masks(work / "masks" / f"{budget}.safetensors", whole)
