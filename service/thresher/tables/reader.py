@@ -99,7 +99,7 @@ class Tables:
         return {name: self._embed(self._field(name), value) for name, value in ids.items()}
 
     def rows(self, field: str, keys: Any) -> npt.NDArray[np.int64]:
-        """Row ids `[L]` of raw keys, for `embed`; unknown keys get the OOV row 0.
+        """Row ids `[L]` of raw keys, for `embed`; keys that a vocabulary does not know get the OOV row 0.
 
         Args:
             field: name of the field.
@@ -109,6 +109,8 @@ class Tables:
             ValueError: names the field, and why a key cannot be one of its keys.
         """
         entry = self._field(field)
+        if entry.encoding == "id":
+            return _checked_ids(keys, self.tables[entry.table].rows, field)
         if entry.encoding == "log_bucket":
             return self._vocabularies[field].rows(log_buckets(keys, field), field)
         if entry.encoding == "hash":
