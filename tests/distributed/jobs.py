@@ -66,9 +66,10 @@ def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
         return build(spec, meta, ranks, representation, spec.train, spec.seed, spec.seed)
 
 
-def mixed_plan(_: nn.Module, collection: EmbeddingBagCollection, *__: Any, **___: Any) -> ShardingPlan:
+def mixed_plan(model: nn.Module, *_: Any, **__: Any) -> ShardingPlan:
     """For 2 ranks: the tables in turn on every rank, on the second only, and in blocks of columns, two on one rank."""
     plan = EmbeddingModuleShardingPlan()
+    (collection,) = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
     for number, config in enumerate(collection.embedding_bag_configs()):
         kind, ranks, widths = [
             (ShardingType.DATA_PARALLEL, [0, 1], [5, 5]),

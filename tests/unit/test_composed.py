@@ -67,7 +67,7 @@ def mixed(combine: Combine) -> dict[str, Representation]:
 
 def shard(collection: EmbeddingBagCollection, env: ShardingEnv, sharding: str | None = None) -> Any:
     plan = make_plan(
-        nn.ModuleDict({"tables": collection}), collection, sharding,
+        nn.ModuleDict({"tables": collection}), sharding,
         world_size=1, local_world_size=1, device_type="cpu", batch_size=BATCH,
     )  # fmt: skip
     return Sharder().shard(collection, plan.plan["tables"], env, torch.device("cpu"))  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def collection_with(
 
 def plan_of(collection: EmbeddingBagCollection, sharding: str | None, ranks: int = 4, per_node: int = 2) -> Any:
     plan: ShardingPlan = make_plan(
-        nn.ModuleDict({"tables": collection}), collection, sharding,
+        nn.ModuleDict({"tables": collection}), sharding,
         world_size=ranks, local_world_size=per_node, device_type="cpu", batch_size=64,
     )  # fmt: skip
     return plan.plan["tables"]

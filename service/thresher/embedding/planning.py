@@ -50,7 +50,6 @@ _CACHE_LINE = 16  # columns of float32; narrower blocks would fetch the same lin
 
 def make_plan(
     model: nn.Module,
-    collection: EmbeddingBagCollection,
     sharding: str | None,
     *,
     world_size: int,
@@ -61,8 +60,7 @@ def make_plan(
     """Where each table's parts go. Every rank makes the same plan by itself, and fails by itself.
 
     Args:
-        model: has the collection somewhere inside.
-        collection: the tables.
+        model: has the collections somewhere inside.
         sharding: TorchRec's name of the sharding type of all tables; None to choose for each table.
         world_size: ranks.
         local_world_size: ranks on a node.
@@ -73,7 +71,8 @@ def make_plan(
         ValueError: if a table cannot have the sharding type.
     """
     constraints = {}
-    for config in collection.embedding_bag_configs():
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    for collection, config in ((own, config) for own in collections for config in own.embedding_bag_configs()):
         representation, optimizer = collection.representations[config.name], collection.optimizer
         if sharding is None:
             types = _worth_choosing(representation, optimizer, config.embedding_dim, world_size, local_world_size)

@@ -1,4 +1,4 @@
-"""A sharded table's rows in order, streamed from the ranks that hold them to the first."""
+"""A sharded table's rows in order, as lookups give them, streamed from the ranks that hold them to the first."""
 
 from __future__ import annotations
 

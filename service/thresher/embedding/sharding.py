@@ -73,6 +73,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 raise ValueError(f"table {name}, sharding {parameter.sharding_type}: {problem}")
         self.representations = module.representations  # read by the hooks that super().__init__ calls
         self.soft_threshold = module.soft_threshold
+        self.seed = module.seed
         super().__init__(module, plan, *args, **kwargs)
         self.shared_thresholds = nn.ParameterDict()
         if module.soft_threshold and module.soft_threshold.replicated:
@@ -335,13 +336,18 @@ class Sharder(EmbeddingBagCollectionSharder):
         return EmbeddingBagCollection
 
 
+def collections_of(model: nn.Module) -> list[ShardedCollection]:
+    """The sharded collections of a model."""
+    return [module for module in model.modules() if isinstance(module, ShardedCollection)]
+
+
 def collection_of(model: nn.Module) -> ShardedCollection:
     """The one sharded collection of a model.
 
     Raises:
         ValueError: if the model has none, or several.
     """
-    found = [module for module in model.modules() if isinstance(module, ShardedCollection)]
+    found = collections_of(model)
     if len(found) != 1:
         raise ValueError(f"the model has {len(found)} sharded EmbeddingBagCollections; Thresher needs exactly 1")
     return found[0]
