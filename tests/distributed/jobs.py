@@ -69,7 +69,9 @@ def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
 def mixed_plan(model: nn.Module, *_: Any, **__: Any) -> ShardingPlan:
     """For 2 ranks: the tables in turn on every rank, on the second only, and in blocks of columns, two on one rank."""
     plan = EmbeddingModuleShardingPlan()
-    (collection,) = (module for module in model.modules() if isinstance(module, EmbeddingBagCollection))
+    ((path, collection),) = (
+        (path, module) for path, module in model.named_modules() if isinstance(module, EmbeddingBagCollection)
+    )
     for number, config in enumerate(collection.embedding_bag_configs()):
         kind, ranks, widths = [
             (ShardingType.DATA_PARALLEL, [0, 1], [5, 5]),
@@ -88,7 +90,7 @@ def mixed_plan(model: nn.Module, *_: Any, **__: Any) -> ShardingPlan:
             else None
         )
         plan[config.name] = ParameterSharding(kind.value, "fused", ranks, spec)
-    return ShardingPlan({"embeddings": plan})
+    return ShardingPlan({path: plan})
 
 
 def with_sharding(spec: Spec, sharding: str) -> Spec:

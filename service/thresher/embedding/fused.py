@@ -37,7 +37,7 @@ class TablePart:
     Attributes:
         table: where it lies in the group's flat tensors.
         name: of the table.
-        first_row: row of the whole table at which the shard begins.
+        first_row: row of the whole table at which the shard begins; of rows that lie side by side each counts.
         first_column: column of the whole table at which the shard begins.
         columns: of the whole table.
         counted: whether this rank speaks for the shard: of a table that every rank holds only the first does.
@@ -184,7 +184,8 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             self._col_offset,
             strict=True,
         ):
-            yield TablePart(table, shard.name, first_row, first_column, shard.embedding_dim, self._counted)
+            beside = shard.local_cols // table.dim
+            yield TablePart(table, shard.name, first_row * beside, first_column, shard.embedding_dim, self._counted)
 
     def shared_of(self, part: TablePart) -> Tensor:
         """The replicated thresholds of a shard, [1] or one for each of its columns."""

@@ -37,7 +37,7 @@ from thresher.embedding.compact import kept_entries
 from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import Sharder
 from thresher.embedding.sharding_types import COLUMN_SPLIT, ROW_SPLIT, SHARDING_TYPES, allowed_types, refusal
-from thresher.kernels.layout import BLOCK_ROWS, STATES, Combine, Shared
+from thresher.kernels.layout import BLOCK_ROWS, STATES, Shared
 
 # On one node they are row-wise and column-wise under another name.
 _MANY_NODES = (
@@ -243,9 +243,10 @@ def reads_of(representation: Representation, table: str, sharding_type: str) -> 
         return 2.0
     if isinstance(representation, Masked):
         return 1.25
-    # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
-    if isinstance(representation, Composed) and representation.combine != Combine.CONCAT:
-        return 1.0 if sharding_type in ROW_SPLIT else float(len(representation.partitions[table]))
+    if isinstance(representation, Composed):
+        rows, share = len(representation.partitions[table]), representation.beside(table)
+        # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
+        return (1.0 if sharding_type in ROW_SPLIT else float(rows)) / share
     return 1.0
 
 

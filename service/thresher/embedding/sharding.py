@@ -34,13 +34,16 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from thresher.embedding.bucket_rows import bucket_rows
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import flat_sharded
+from thresher.embedding.exchanged import ExchangedSharding
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.replicated import ReplicatedSharding
 from thresher.embedding.representation import Composed, Masked, Representation, SoftThreshold, TableKernel
 from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
 from thresher.embedding.state import own_parts, sharded_like
-from thresher.kernels.layout import Shared
+from thresher.kernels.layout import Combine, Shared
+
+_EXCHANGED = "exchanged"  # beside TorchRec's names of sharding types
 
 
 class _Lookup(GroupedPooledEmbeddingsLookup):
@@ -102,11 +105,13 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
     def create_grouped_sharding_infos(cls, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Put our marker in place of FBGEMM's parameters; tables with equal markers form a group."""
         infos = super().create_grouped_sharding_infos(module, *args, **kwargs)
-        for info in itertools.chain(*infos.values()):
+        found: dict[str, list[EmbeddingShardingInfo]] = {}
+        for kind, info in ((kind, info) for kind, own in infos.items() for info in own):
             representation = module.representations[info.embedding_config.name]
             kernel = TableKernel(representation, module.optimizer, module.seed, module.init_scale)
             info.fused_params = {KERNEL: kernel}
-        return infos
+            found.setdefault(_EXCHANGED if _rows_travel(representation, kind) else kind, []).append(info)
+        return found
 
     @classmethod
     def create_embedding_bag_sharding(
@@ -117,20 +122,22 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         permute_embeddings: bool = False,
         qcomm_codecs_registry: Any = None,
     ) -> Any:
-        """TorchRec's sharding, but for tables that every rank holds: TorchRec would wrap those in DDP."""
-        if sharding_infos[0].param_sharding.sharding_type == ShardingType.DATA_PARALLEL.value:
+        """TorchRec's sharding, but for tables that every rank holds (it would use DDP) or whose rows travel."""
+        kind = sharding_infos[0].param_sharding.sharding_type
+        if kind == ShardingType.DATA_PARALLEL.value:
             return ReplicatedSharding(sharding_infos, env, device)
+        if _rows_travel(sharding_infos[0].fused_params[KERNEL].representation, kind):
+            return ExchangedSharding(sharding_infos, env, device)
         return super().create_embedding_bag_sharding(
             sharding_infos, env, device, permute_embeddings, qcomm_codecs_registry
         )
 
     def _create_lookups(self) -> None:
+        self._divide_means(ShardingType.GRID_SHARD.value)  # as TorchRec does for row-wise and table-row-wise tables
         for kind, sharding in zip(self._sharding_types, self._embedding_shardings, strict=True):
-            if isinstance(sharding, ReplicatedSharding):
+            if isinstance(sharding, ReplicatedSharding | ExchangedSharding):
                 self._lookups.append(sharding.create_lookup(self._device))
                 continue
-            if kind == ShardingType.GRID_SHARD.value:  # TorchRec does it for row-wise and table-row-wise tables only
-                self._divide_means(kind)
             self._lookups.append(
                 _Lookup(
                     sharding._grouped_embedding_configs_per_rank[self._env.rank],
@@ -282,6 +289,11 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         """All of its parameters and buffers: DDP must neither broadcast nor reduce any of them."""
         for name, _ in itertools.chain(self.named_parameters(prefix), self.named_buffers(prefix)):
             yield name
+
+
+def _rows_travel(representation: Representation, sharding_type: str) -> bool:
+    """Whether vectors are no sums of what the ranks could look up of them each for itself."""
+    return isinstance(representation, Composed) and representation.combine != Combine.ADD and sharding_type in ROW_SPLIT
 
 
 def _expected_states(representation: Representation) -> dict[str, tuple[torch.dtype, bool]]:
