@@ -154,6 +154,16 @@ def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> Non
         assert sum(int((masks[name] != found[0][name]).sum()) for name in found[0]) <= 20
 
 
+def test_tables_of_one_collection_may_differ_in_sharding_and_pooling() -> None:
+    """TorchRec divides all of them, as soon as one is split by rows and pooled to means."""
+    (expected,) = run_ranks(1, jobs.pooled, small_spec())
+    found = run_ranks(2, jobs.pooled, small_spec())
+    assert set(expected) == {"shared@plain_mean", "shared@whole_sum", *"abcdef"}
+    for key, vectors in expected.items():
+        for rank, own in enumerate(found):
+            np.testing.assert_allclose(own[key], vectors[rank::2], rtol=1e-6, atol=1e-7)
+
+
 def test_torchrecs_pipeline_has_the_losses_of_a_plain_loop(data: Path) -> None:
     names, kinds = ["dense", "table_dimension"], ["table_wise", "row_wise", "column_wise", "data_parallel"]
     cases = [*itertools.product(names, kinds), ("add", "row_wise"), ("mult", "row_wise")]

@@ -178,6 +178,7 @@ def test_tables_cost_what_is_read_of_them() -> None:
     assert reads_of(add, "a", "table_wise") == 2.0
     assert reads_of(concat, "a", "table_wise") == 1.0
     assert reads_of(add, "a", "row_wise") == 1.0  # of each of two rows that travel instead of an id
+    assert reads_of(concat, "a", "row_wise") == 0.5  # and which are half as wide
     assert [option.input_lengths for option in options(collection_with(add), "row_wise")] == [[2.0], [2.0]]
     assert [option.input_lengths for option in options(collection_with(add), "table_wise")] == [[1.0], [1.0]]
     assert KernelCost(2.0).coefficients.default.fwd.lookup_size_multiplier == 2.0

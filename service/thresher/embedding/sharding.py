@@ -27,7 +27,7 @@ from torchrec.distributed.embedding_types import (
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingEnv, ShardingType
-from torchrec.modules.embedding_configs import data_type_to_dtype
+from torchrec.modules.embedding_configs import PoolingType, data_type_to_dtype
 from torchrec.optim.fused import EmptyFusedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -157,6 +157,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
     def _create_input_dist(self, input_feature_names: list[str]) -> None:
         super()._create_input_dist(input_feature_names)
+        self._divisor_rows = torch.tensor(self._divisors_of(input_feature_names), device=self._device)
         for kind, sharding, input_dist in zip(
             self._sharding_types, self._embedding_shardings, self._input_dists, strict=True
         ):
@@ -179,9 +180,29 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
         awaitable = super().input_dist(ctx, features)
         if self._has_mean_pooling_callback:
-            # TorchRec divides every row-wise field by its length + 1e-6, one-hot ones too, which costs the last bits.
-            ctx.divisor = ctx.divisor.round().clamp_(min=1)
+            ctx.divisor = self._divisor(features)
         return awaitable
+
+    def _divisor(self, features: KeyedJaggedTensor) -> Tensor:
+        """By what the vectors [B, Σ D] are divided: where rows are split and pooled to means, by the ids of a bag.
+
+        TorchRec's divides those of all other tables too, once more or wrongly, as soon as one table needs it.
+        """
+        lengths_FB = features.lengths().view(len(features.keys()), -1).float().clamp(min=1)
+        one_1B = lengths_FB.new_ones(1, lengths_FB.shape[1])
+        return torch.cat([lengths_FB, one_1B])[self._divisor_rows].T.repeat_interleave(self._dim_per_key, dim=1)
+
+    def _divisors_of(self, features: list[str]) -> list[int]:
+        """For the vectors in their order, the place of the feature whose bags' lengths divide them; one more for 1."""
+        tables = {config.name: config for config in self._embedding_bag_configs}
+        only = {feature: config.name for config in tables.values() for feature in config.feature_names}
+        found = []
+        for name in self._embedding_names:
+            feature, _, table = name.partition("@")  # with its table, where a feature is looked up in several
+            config = tables[table or only[feature]]
+            split = self.module_sharding_plan[config.name].sharding_type in ROW_SPLIT
+            found.append(features.index(feature) if split and config.pooling == PoolingType.MEAN else len(features))
+        return found
 
     def kernels(self) -> Iterator[FusedEmbeddingBag]:
         """This rank's groups of tables."""
