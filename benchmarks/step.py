@@ -25,6 +25,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from benchmarks._environment import ROOT, environment
 from thresher.data.loader import Batch
 from thresher.embedding.representation import Dense, Masked, Representation, SoftThreshold
+from thresher.embedding.table_plan import TablePlan
 from thresher.spec import Spec
 from thresher.train.build import Job, build
 from thresher.train.group import Ranks, process_group
@@ -72,7 +73,8 @@ def make_job(rows: int, name: str, ranks: Ranks) -> Job:
         }
     )
     fields = [{"name": f"f{i}", "rows": rows // FIELDS, "pooling": "sum", "one_hot": True} for i in range(FIELDS)]
-    return build(spec, {"fields": fields, "dense": []}, ranks, REPRESENTATIONS[name], spec.train, 1, 1)
+    plan = TablePlan.uniform([field["name"] for field in fields], DIM, REPRESENTATIONS[name])
+    return build(spec, {"fields": fields, "dense": []}, ranks, plan, spec.train, 1, 1)
 
 
 def make_batches(rows: int, ranks: Ranks) -> list[Batch]:

@@ -16,6 +16,7 @@ def evaluate(
     gpu: int = 0,
     memMB: int = 4096,
     env: Optional[Dict[str, str]] = None,
+    trust_model_code: bool = False,
 ) -> AppDef:
     """Measure every model on validation and test.
 
@@ -28,5 +29,17 @@ def evaluate(
         gpu: GPUs a node
         memMB: main memory a node, MB
         env: environment variables: KEY=value,KEY=value
+        trust_model_code: import the Python code that model.factory names
     """
-    return launch.app("evaluate", spec, overrides, j=j, image=image, cpu=cpu, gpu=gpu, memory_mb=memMB, env=env)
+    return launch.app(
+        "evaluate",
+        spec,
+        overrides,
+        j=j,
+        image=image,
+        cpu=cpu,
+        gpu=gpu,
+        memory_mb=memMB,
+        env=env,
+        trust_model_code=trust_model_code,
+    )

@@ -15,6 +15,7 @@ def pipeline(
     cpu: int = 2,
     memMB: int = 4096,
     env: Optional[Dict[str, str]] = None,
+    trust_model_code: bool = False,
 ) -> AppDef:
     """Run the whole pipeline: raw data in, compact tables and a report out.
 
@@ -26,6 +27,17 @@ def pipeline(
         cpu: cores of the driver, with all stages where they run beside it
         memMB: main memory of the driver, MB, with all stages where they run beside it
         env: environment variables: KEY=value,KEY=value
+        trust_model_code: import the Python code that model.factory names
     """
     options = ["--scheduler", scheduler]
-    return launch.app("pipeline", spec, overrides, options=options, image=image, cpu=cpu, memory_mb=memMB, env=env)
+    return launch.app(
+        "pipeline",
+        spec,
+        overrides,
+        options=options,
+        image=image,
+        cpu=cpu,
+        memory_mb=memMB,
+        env=env,
+        trust_model_code=trust_model_code,
+    )

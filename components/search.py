@@ -16,6 +16,7 @@ def search(
     gpu: int = 0,
     memMB: int = 4096,
     env: Optional[Dict[str, str]] = None,
+    trust_model_code: bool = False,
 ) -> AppDef:
     """Search which embedding parameters matter.
 
@@ -28,5 +29,17 @@ def search(
         gpu: GPUs a node
         memMB: main memory a node, MB
         env: environment variables: KEY=value,KEY=value
+        trust_model_code: import the Python code that model.factory names
     """
-    return launch.app("search", spec, overrides, j=j, image=image, cpu=cpu, gpu=gpu, memory_mb=memMB, env=env)
+    return launch.app(
+        "search",
+        spec,
+        overrides,
+        j=j,
+        image=image,
+        cpu=cpu,
+        gpu=gpu,
+        memory_mb=memMB,
+        env=env,
+        trust_model_code=trust_model_code,
+    )

@@ -27,6 +27,8 @@ STAGES = {
     "evaluate": "Score the baseline and every budget's model; write metrics.json.",
     "report": "Write report.html: accuracy against bytes.",
 }
+# Those that build a model, which may be the user's own.
+MODEL_STAGES = frozenset({"train", "search", "retrain", "export", "evaluate"})
 
 SpecOption = Annotated[
     Path, typer.Option("--spec", metavar="FILE", help="The job's spec, in YAML.", show_default=False)
@@ -34,6 +36,13 @@ SpecOption = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Replace keys of the spec: train.epochs=3.", show_default=False),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-model-code",
+        help="Import the Python code that model.factory names; so does THRESHER_TRUST_MODEL_CODE=1 in the environment.",
+    ),
 ]
 
 app = typer.Typer(
@@ -82,15 +91,33 @@ def _raised_in_thresher(error: ValueError) -> bool:
     return str(frame.f_globals.get("__package__")).partition(".")[0] == "thresher"
 
 
-def _stage_command(stage: str) -> Callable[[Path, list[str] | None], None]:
+def _run_stage(stage: str, spec: Path, overrides: list[str] | None) -> None:
+    from thresher.specfile import load_spec
+    from thresher.trust import check_trust
+
+    with _mistakes_told():
+        resolved = load_spec(spec, overrides or ())
+        if stage in MODEL_STAGES:
+            check_trust(resolved.model)
+        importlib.import_module(f"thresher.stages.{stage}").run(resolved)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
     def command(spec: SpecOption, overrides: Overrides = None) -> None:
-        from thresher.specfile import load_spec
+        _run_stage(stage, spec, overrides)
 
-        with _mistakes_told():
-            resolved = load_spec(spec, overrides or ())
-            importlib.import_module(f"thresher.stages.{stage}").run(resolved)
+    def model_command(spec: SpecOption, overrides: Overrides = None, trust_model_code: TrustOption = False) -> None:
+        _trust(trust_model_code)
+        _run_stage(stage, spec, overrides)
 
-    return command
+    return model_command if stage in MODEL_STAGES else command
+
+
+def _trust(wanted: bool) -> None:
+    if wanted:
+        from thresher.trust import trust
+
+        trust()
 
 
 for _name, _help in STAGES.items():
@@ -102,10 +129,25 @@ def pipeline(
     spec: SpecOption,
     overrides: Overrides = None,
     scheduler: Annotated[str, typer.Option(help="TorchX scheduler that runs the stages.")] = "local_cwd",
+    trust_model_code: TrustOption = False,
 ) -> None:
     """Run all stages in order; skip what is done, continue what was cut off."""
+    _trust(trust_model_code)
     with _mistakes_told():
         importlib.import_module("thresher.pipeline").run(spec, overrides or [], scheduler)
+
+
+@app.command()
+def sweep(
+    spec: SpecOption,
+    overrides: Overrides = None,
+    scheduler: Annotated[str, typer.Option(help="TorchX scheduler of the cells' stages; none: this machine.")] = "none",
+    trust_model_code: TrustOption = False,
+) -> None:
+    """Run methods × models × seeds of a spec; compare them in one table and one page."""
+    _trust(trust_model_code)
+    with _mistakes_told():
+        importlib.import_module("thresher.sweep").run(spec, overrides or [], scheduler)
 
 
 @app.command()
@@ -115,7 +157,8 @@ def validate(
     data: Annotated[bool, typer.Option("--data", help="Also look whether the raw data fit the spec.")] = False,
 ) -> None:
     """Say whether a spec can run; list all its errors if not."""
-    from thresher.spec import budget_name
+    from thresher.budget import budget_name
+    from thresher.cells import pairs
     from thresher.specfile import SpecError, load_spec
 
     with _mistakes_told():
@@ -123,9 +166,11 @@ def validate(
         if data and (differences := importlib.import_module("thresher.data.prepare").check(read)):
             raise SpecError([f"{spec}: {difference}" for difference in differences])
     budgets = ", ".join(map(budget_name, read.prune.budgets))
+    cells = f"; a sweep of {len(pairs(read)) * len(read.sweep.seeds)} cells" if read.sweep else ""
     typer.echo(
-        f"OK: {spec}: {read.data.format} data, {read.model.name} of dimension {read.model.dim}, {read.search.method} "
+        f"OK: {spec}: {read.data.format} data, {read.model.title} of dimension {read.model.dim}, {read.search.method} "
         f"to budgets {budgets}, {read.runtime.ranks} ranks on {read.runtime.device}, into {read.runtime.run_dir}"
+        f"{cells}"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from torchx.specs import AppDef, Resource, Role, macros
 
+from thresher import trust
 from thresher.specfile import load_spec
 
 # The version that the package asks for, and a name that virtual environments, systems and images all have.
@@ -41,11 +42,12 @@ def app(
     gpu: int = 0,
     memory_mb: int = 4096,
     env: Mapping[str, str] | None = None,
+    trust_model_code: bool = False,
 ) -> AppDef:
     """The TorchX job of one stage.
 
     Args:
-        stage: name of the stage, or `pipeline`.
+        stage: name of the stage, or `pipeline`, or `sweep`.
         spec: path of the spec, where the job runs and here.
         overrides: `key=value`, as in the spec.
         options: further command line options of the stage.
@@ -55,14 +57,20 @@ def app(
         gpu: GPUs a node.
         memory_mb: main memory a node, MB.
         env: environment variables, in addition to `ENV`.
+        trust_model_code: import what `model.factory` names; also if this process may.
 
     Raises:
-        ValueError: if the spec has errors, or `j` is no NODESxPROCESSES or not the spec's number of ranks.
+        ValueError: if the spec has errors, or names code that is not trusted, or `j` is no NODESxPROCESSES or not the
+            spec's number of ranks.
     """
+    trusted = {trust.VARIABLE: "1"} if trust_model_code or trust.is_trusted() else {}
+    job_env = {**ENV, **trusted, **(env or {})}
     _put_python_on_path()
     arguments = [stage, "--spec", spec, *options, *overrides]
     if stage in RANKED:
-        nodes, processes = _topology(j, load_spec(Path(spec), overrides).runtime.ranks)
+        resolved = load_spec(Path(spec), overrides)
+        trust.check_trust(resolved.model, job_env)
+        nodes, processes = _topology(j, resolved.runtime.ranks)
         entrypoint, args = _torchrun(nodes, processes, ["-m", "thresher.rank", *arguments])
     else:
         nodes, entrypoint, args = 1, PYTHON, ["-m", "thresher.cli", *_literal(arguments)]
@@ -71,7 +79,7 @@ def app(
         image=image,
         entrypoint=entrypoint,
         args=args,
-        env={**ENV, **(env or {})},
+        env=job_env,
         num_replicas=nodes,
         resource=Resource(cpu=cpu, gpu=gpu, memMB=memory_mb),
         port_map={"c10d": RENDEZVOUS_PORT} if nodes > 1 else {},

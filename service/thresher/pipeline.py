@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,12 @@ from torchx.runner.config import apply
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus
 
-from thresher import launch, rundir
+from thresher import launch, rundir, trust
+from thresher.budget import budget_name
 from thresher.data.check import check
 from thresher.progress import Follower
 from thresher.rundir import MARKER, RunDir
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.specfile import load_spec
 
 STAGES = ("prepare", "train", "search", "prune", "retrain", "export", "evaluate", "report")
@@ -38,20 +39,22 @@ LOG_LINES = 80  # of a job that failed without saying why
 TABLE_WIDTH = 110  # columns, where there is no terminal
 
 
-def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd") -> None:
+def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd", stages: Sequence[str] = STAGES) -> None:
     """Run all stages that have something to do, and print what came out.
 
     Args:
         spec_path: the job's spec.
         overrides: `key=value` in place of the spec's.
         scheduler: where TorchX runs the stages.
+        stages: those to run, in order, from the first one.
 
     Raises:
-        ValueError: if the spec has errors or does not fit the data, or another driver works in the run directory.
-            Nothing was started then.
+        ValueError: if the spec has errors, names code that is not trusted or does not fit the data, or another driver
+            works in the run directory. Nothing was started then.
         SystemExit: if a stage failed (1), or the driver was told to stop (128 + signal); its job is gone then.
     """
     spec = load_spec(spec_path, overrides)
+    trust.check_trust(spec.model)
     if differences := check(spec):
         raise ValueError("\n".join(["the spec does not fit the data:", *differences]))
     console = Console()
@@ -61,9 +64,10 @@ def run(spec_path: Path, overrides: list[str], scheduler: str = "local_cwd") -> 
     with rundir.lease(run_dir.path, "thresher pipeline", name="pipeline-lease"), get_runner() as runner:
         if scheduler not in runner.scheduler_backends():
             raise ValueError(f"scheduler {scheduler}: expected one of {', '.join(runner.scheduler_backends())}")
-        driver = _Driver(spec, spec_path, overrides, run_dir, runner, scheduler, console)
+        driver = _Driver(spec, spec_path, overrides, run_dir, runner, scheduler, stages, console)
         driver.run_stages()
-        _print_results(console, run_dir, driver.seconds())
+        if stages == STAGES:
+            _print_results(console, run_dir, driver.seconds())
 
 
 @dataclass
@@ -74,6 +78,7 @@ class _Driver:
     run_dir: RunDir
     runner: Runner
     scheduler: str
+    stages: Sequence[str]
     console: Console
 
     def __post_init__(self) -> None:
@@ -86,7 +91,7 @@ class _Driver:
         done = True
         config: dict[str, Any] = {}
         with _stop_signals(self.runner, self.scheduler, config) as stopped:
-            for stage in STAGES:
+            for stage in self.stages:
                 done = done and self._is_done(stage)
                 if done:
                     self.console.print(f"{stage}: done before", highlight=False)

@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypedDict
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from thresher.rundir import RunDir
 
 WRITE_EVERY_S = 0.25
 LINE_EVERY_S = 5.0
+BOARD_EVERY_S = 60.0
 RATE_WINDOW_S = 30.0  # the rate is a mean over this, so that a validation between two steps does not upset the ETA
 
 
@@ -240,6 +241,63 @@ class Display:
             text=describe(progress),
         )
         self._bar.refresh()
+
+
+class Board:
+    """Shows a sweep: a bar of what is done and a line for each job that runs; off a terminal a line now and then."""
+
+    def __init__(self, unit: str, total: int, console: Console) -> None:
+        """Show on `console` how many of `total` units, in the plural, are done."""
+        self._unit, self._total, self._console = unit, total, console
+        self._is_terminal = console.is_terminal and not console.is_dumb_terminal
+        self._bars = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            auto_refresh=False,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._shown_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Begin to draw, on a terminal."""
+        if self._is_terminal:
+            self._tasks[""] = self._bars.add_task(self._unit, total=self._total, text="")
+            self._bars.start()
+        return self
+
+    def show(self, done: int, failed: int, running: Mapping[str, State | None]) -> None:
+        """Show how far everything is; `running` has the name of each job and the state of its stage."""
+        every_s = WRITE_EVERY_S if self._is_terminal else BOARD_EVERY_S
+        if time.monotonic() - self._shown_s < every_s:
+            return
+        self._shown_s = time.monotonic()
+        text = f"{done:,}/{self._total:,} done" + (f", {failed:,} failed" if failed else "")
+        jobs = {name: "starting" if s is None else f"{s['stage']}: {describe(s)}" for name, s in running.items()}
+        if not self._is_terminal:
+            words = "; ".join([text, *(f"{name}: {how}" for name, how in jobs.items())])
+            self._console.print(f"{self._unit}: {words}", markup=False, highlight=False, soft_wrap=True)
+            return
+        for name in [name for name in self._tasks if name and name not in jobs]:
+            self._bars.remove_task(self._tasks.pop(name))
+        self._bars.update(self._tasks[""], completed=done + failed, text=text)
+        for name, how in jobs.items():
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=None, text="")
+            state = running[name]
+            if state is not None:
+                self._bars.update(self._tasks[name], total=state["total"], completed=state["done"], text=how)
+        self._bars.refresh()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the bars."""
+        if self._is_terminal:
+            for name in [name for name in self._tasks if name]:
+                self._bars.remove_task(self._tasks.pop(name))
+            self._bars.stop()
 
 
 def describe(progress: State) -> str:

@@ -13,6 +13,16 @@
   progress.json    what the running stage has done so far
 ```
 
+A sweep's directory holds run directories: one for each cell, and those of the work that cells share. In a cell's,
+`data` and `baseline` are links to the shared ones.
+
+```
+<run_dir>/
+  cells/<model>/<method>/<seed>/
+  shared/data-<of what>/   shared/baseline-<of what>/
+  sweep.json   sweep.md   sweep.html
+```
+
 A folder that a stage finished holds `stage.json`: what it was made from, and the seconds it took. A stage works in a
 hidden folder beside its output and renames it when all is there, so that a failed run never harms what was complete.
 """
@@ -171,11 +181,13 @@ def publish(output: Path, inputs: Mapping[str, Any], seconds: float) -> None:
             fsync_dir(path)
     write_json(work / MARKER, {"inputs": dict(inputs), "seconds": round(seconds, 3)})
     old = output.with_name(f".{output.name}.replaced")
-    if output.exists():
+    if output.exists() or output.is_symlink():
         output.rename(old)
     work.rename(output)
     fsync_dir(output.parent)
-    if old.exists():
+    if old.is_symlink():  # a sweep's cell takes this from a shared folder, which others may still read
+        old.unlink()
+    elif old.exists():
         shutil.rmtree(old)
 
 

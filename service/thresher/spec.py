@@ -6,36 +6,22 @@ One YAML file describes a job from raw data to exported tables. This file holds 
 
 from __future__ import annotations
 
-from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+from thresher.budget import Budget, budget_name, check_budget
 
 Granularity = Literal["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 Positive = Annotated[int, Field(ge=1)]
 # A name that is safe as a file name, a tensor name and a TorchRec table name.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$")]
-
-
-def budget_name(budget: float | int) -> str:
-    """The budget as it is written in file names and metrics: `0.05`, or `20000p` for a count of parameters."""
-    return f"{int(budget)}p" if budget > 1 or isinstance(budget, int) else f"{budget:g}"
-
-
-def budget_params(budget: float | int, total_params: int) -> int:
-    """Parameters that may stay under `budget` of `total_params`: the exact product, rounded down.
-
-    Raises:
-        ValueError: if nothing could stay, or more is asked for than there is.
-    """
-    is_count = budget > 1 or isinstance(budget, int)
-    kept = int(budget) if is_count else int(Fraction(str(budget)) * total_params)  # in decimals: 0.29 of 100 is 29
-    if not 1 <= kept <= total_params:
-        raise ValueError(
-            f"prune.budgets: {budget} of {total_params} parameters would keep {kept}; "
-            f"choose a budget that keeps 1 to {total_params}"
-        )
-    return kept
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# Keys of the spec and values in their place. A file may also list them as `key=value`, which `specfile` resolves.
+Overrides = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class Section(BaseModel):
@@ -176,15 +162,53 @@ class DataSpec(Section):
 
 
 class ModelSpec(Section):
-    """The recommendation model."""
+    """The recommendation model. Options of other models are ignored: `model.name` alone changes the model."""
 
-    name: Literal["fm", "deepfm"] = "deepfm"
+    name: Literal["fm", "wide_deep", "deepfm", "autoint", "dlrm", "dcnv2"] = "deepfm"
+    factory: str | None = Field(
+        None,
+        description="MODULE:FUNCTION: a model of your own in place of `name`, made by FUNCTION(fields, numeric, spec); "
+        "imported only with --trust-model-code",
+    )
     dim: Annotated[int, Field(ge=2, le=1024)] = Field(
-        16, description="columns of every table; the first is the first-order weight, the others the factors"
+        16,
+        description="columns of every table; fm, wide_deep, deepfm: the first is the first-order weight, the others "
+        "the factors",
     )
     init_scale: float = Field(0.05, gt=0, le=10, description="tables start uniform in [-init_scale, init_scale)")
-    hidden: list[Positive] = Field([64, 64], description="deepfm: widths of the hidden layers")
-    dropout: float = Field(0.0, ge=0, lt=1, description="deepfm: share of hidden units dropped in training")
+    hidden: list[Positive] = Field(
+        [64, 64], description="wide_deep, deepfm, dlrm (its top network), dcnv2: widths of the hidden layers"
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="wide_deep, deepfm, dlrm, dcnv2: share of hidden units dropped in training; autoint: of attention",
+    )
+    attention_layers: Positive = Field(3, description="autoint: number of layers")
+    attention_heads: Positive = Field(2, description="autoint: heads of a layer")
+    attention_dim: Positive = Field(32, description="autoint: columns of a head")
+    bottom_hidden: list[Positive] = Field(
+        [64], description="dlrm: widths of the hidden layers between the numeric inputs and their vector"
+    )
+    cross_layers: Positive = Field(3, description="dcnv2: number of cross layers")
+    cross_rank: Positive | None = Field(None, description="dcnv2: rank of their matrices; default: full")
+
+    @property
+    def title(self) -> str:
+        """What the model is called in metrics and exported tables."""
+        return self.factory or self.name
+
+    @field_validator("factory")
+    @classmethod
+    def _names_a_function(cls, factory: str | None) -> str | None:
+        if factory is not None:
+            module, _, function = factory.partition(":")
+            if not all(part.isidentifier() for part in [*module.split("."), function]):
+                raise ValueError(
+                    f"expected MODULE:FUNCTION, such as towers.two:create, found the text {factory[:60]!a}"
+                )
+        return factory
 
 
 class TrainSpec(Section):
@@ -208,56 +232,94 @@ class TrainSpec(Section):
     )
 
 
-class SearchSpec(Section):
-    """PEP: which parameters stay (Liu et al., ICLR 2021)."""
+Method = Literal[
+    "pep",
+    "magnitude",
+    "sseds",
+    "mde",
+    "uniform",
+    "remainder",
+    "quotient_remainder",
+    "mixed_radix",
+    "chinese_remainder",
+    "double_hash",
+]
 
-    method: Literal["pep"] = "pep"
-    granularity: Granularity = Field("feature_dimension", description="what shares one threshold")
+
+class SearchSpec(Section):
+    """The method, and how it finds what stays. Options say which methods they are for; the others ignore them."""
+
+    method: Method = Field(
+        "pep",
+        description="pep: learned soft thresholds (Liu et al. 2021). magnitude: the largest values of the uniform "
+        "model. sseds: a field's number of columns, by its saliency (Qu et al. 2022). mde: by its number of rows "
+        "(Ginart et al. 2021). uniform: fewer columns for all. remainder: the hashing trick. quotient_remainder, "
+        "mixed_radix, chinese_remainder: complementary partitions (Shi et al. 2020). double_hash: frequent ids have "
+        "a row each, others two hashed rows added",
+    )
+    granularity: Granularity = Field("feature_dimension", description="pep: what shares one threshold")
     threshold_init: float = Field(
-        -12.0, ge=-80, le=0, description="mean of s at the start; the threshold is sigmoid(s + u)"
+        -12.0, ge=-80, le=0, description="pep: mean of s at the start; the threshold is sigmoid(s + u)"
     )
     frequency_prior: float = Field(
         1.5,
         ge=0,
         le=10,
-        description="feature, feature_dimension: s of a row starts lower by this times ln(1 + its occurrences in "
-        "training), against the mean row",
+        description="pep, feature and feature_dimension: s of a row starts lower by this times ln(1 + its occurrences "
+        "in training), against the mean row",
     )
     column_prior: float = Field(
         12.0,
         ge=0,
         le=40,
-        description="granularities with columns: s starts higher by this in the last column than in the first",
+        description="pep, granularities with columns: s starts higher by this in the last column than in the first",
     )
-    threshold_learning_rate: float = Field(1e-3, ge=0)
-    threshold_weight_decay: float = Field(0.0, ge=0, description="L2 on s, of the batch's rows")
+    threshold_learning_rate: float = Field(1e-3, ge=0, description="pep: of s")
+    threshold_weight_decay: float = Field(0.0, ge=0, description="pep: L2 on s, of the batch's rows")
     pressure: Literal["target", "published"] = Field(
         "target",
-        description="target: u follows a falling curve of kept parameters down to the smallest budget. "
+        description="pep, target: u follows a falling curve of kept parameters down to the smallest budget. "
         "published: u rises by the drift that published code shows, about 1e-3 a step",
     )
-    epochs: Positive = Field(24, description="passes over the training split")
-    warmup: float = Field(0.5, ge=0, lt=1, description="share of the steps before the pressure starts")
-    check_every: Positive = Field(20, description="steps between two counts of what is kept")
+    epochs: Positive = Field(24, description="pep: passes over the training split")
+    warmup: float = Field(0.5, ge=0, lt=1, description="pep: share of the steps before the pressure starts")
+    check_every: Positive = Field(20, description="pep: steps between two counts of what is kept")
+    batches: Positive = Field(1, description="sseds: batches of all ranks that the saliency is the mean of")
+    rank: Literal["saliency", "per_parameter"] = Field(
+        "per_parameter",
+        description="sseds: columns are taken by their saliency, as published, or by saliency for each parameter, "
+        "which is a column's rows",
+    )
+    alpha: float = Field(0.3, ge=0, le=2, description="mde: columns are proportional to rows to the power of -alpha")
+    combine: Literal["concat", "add", "mult", "feature", "path"] = Field(
+        "mult",
+        description="partitions: how an id's buckets become its vector. feature: each is a field of its own. path: "
+        "the rows of one partition go through maps that the other partitions' buckets choose",
+    )
+    path_hidden: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0, description="path: width of the maps' hidden layer; 0: linear maps"
+    )
+    collisions: Positive | None = Field(
+        None,
+        description="remainder, quotient_remainder: ids that share a remainder, in place of what the budget allows",
+    )
+    threshold: Annotated[int, Field(ge=0)] = Field(
+        200, description="partitions, double_hash: tables with fewer rows stay as they are"
+    )
 
 
 class PruneSpec(Section):
     """How much may stay: one scheme, one retrained model and one set of tables for each budget."""
 
-    budgets: list[float | int] = Field(
+    budgets: list[Annotated[Budget, AfterValidator(check_budget)]] = Field(
         [0.5, 0.2, 0.1, 0.05],
         min_length=1,
-        description="what may stay: a number below 1 is a share of the tables' parameters, "
-        "a whole number from 1 up their count",
+        description="what may stay: a number below 1 is a share of the tables' parameters, a whole number from 1 up "
+        'their count, a text such as "12MB" (or kB, GB, KiB, MiB, GiB, B) the bytes of all that serving needs',
     )
 
     @model_validator(mode="after")
     def _budgets(self) -> PruneSpec:
-        for budget in self.budgets:
-            if budget <= 0:
-                raise ValueError(f"budget {budget}: must be above 0")
-            if budget > 1 and budget != int(budget):
-                raise ValueError(f"budget {budget}: give a share below 1 or a whole number of parameters")
         if len(set(map(budget_name, self.budgets))) != len(self.budgets):
             raise ValueError(f"budgets {self.budgets}: one stands there twice")
         return self
@@ -303,9 +365,39 @@ class RuntimeSpec(Section):
         description="auto lets TorchRec's planner choose a sharding for each table. table_row_wise and "
         "table_column_wise split a table over the ranks of one node, grid its columns over nodes and its rows within "
         "them; data_parallel holds every table on every rank. Where columns are split there is no granularity feature "
-        "and no rowwise_adagrad",
+        "and no rowwise_adagrad; what a search left of a row is stored together, so pruned tables are then sharded as "
+        "by auto",
     )
     timeout_s: Positive = Field(300, description="seconds until a collective without an answer is an error")
+    parallel: Positive = Field(1, description="sweep: cells at once, each with `ranks` processes")
+
+
+class SweepSpec(Section):
+    """Methods × models × seeds, compared: `thresher sweep`. Budgets are those of `prune.budgets`."""
+
+    methods: dict[Name, Overrides] = Field(
+        {},
+        description="a name and what its cells change of the spec, such as `pep: {search: {method: pep}}` or "
+        "`random_init: [retrain.init=random]`; default: the spec's own method",
+    )
+    models: dict[Name, Overrides] = Field(
+        {},
+        description="a name and what its cells change, before what the method changes; default: the spec's own model",
+    )
+    seeds: list[Seed] = Field([1, 2, 3], min_length=1, description="each cell runs with each of them as `seed`")
+
+    @model_validator(mode="after")
+    def _left_to_the_sweep(self) -> SweepSpec:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds}: one stands there twice")
+        for kind, entries in (("methods", self.methods), ("models", self.models)):
+            for name, overrides in entries.items():
+                runtime = overrides.get("runtime")
+                keys = [*overrides, *(f"runtime.{key}" for key in (runtime if isinstance(runtime, dict) else {}))]
+                for key in keys:
+                    if key in ("seed", "sweep", "runtime.run_dir", "runtime.parallel"):
+                        raise ValueError(f"{kind}.{name}.{key}: the same for all cells of a sweep; remove it here")
+        return self
 
 
 class Spec(Section):
@@ -319,9 +411,8 @@ class Spec(Section):
     retrain: RetrainSpec = RetrainSpec()
     export: ExportSpec = ExportSpec()
     runtime: RuntimeSpec = RuntimeSpec()
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
-        0, description="of the split, the order of samples and the initial values"
-    )
+    sweep: SweepSpec | None = None
+    seed: Seed = Field(0, description="of the split, the order of samples and the initial values")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Spec:

@@ -80,7 +80,12 @@ def _one_kind(value: dict[str, Any]) -> str:
         count = f" of {least}" if least is not None and least == most else ""
         return f"list{count}: {_kind(value['items'])}"
     if value["type"] == "object":
-        return "a section for each name"
+        entries = list(value.get("patternProperties", {}).values()) or [value.get("additionalProperties")]
+        return (
+            "overrides for each name"
+            if isinstance(entries[0], dict) and "anyOf" in entries[0]
+            else "a section for each name"
+        )
     words: str = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}[
         value["type"]
     ]

@@ -20,6 +20,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from thresher import cells
 from thresher.spec import Spec
 
 MAX_BYTES = 2**20
@@ -85,21 +86,56 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         raise SpecError(source.words())
     if not isinstance(root, dict):
         raise SpecError([f"{path}: expected a mapping of sections (data, model, …), found {_found(root)}"])
-    given: set[str] = set()
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key in given:
-            source.refuse((), _Place(f"override {_printable(override)}"), f"{key}: given twice; keep one")
-        given.add(key)
-        _override(source, root, override)
+    _override_all(source, root, overrides, ())
+    _read_cell_overrides(source, root)
     try:
         spec = Spec.model_validate(root)
     except ValidationError as error:
         _word_validation(source, error)
         raise SpecError(source.words()) from None
+    if not source.errors and spec.sweep is not None:
+        _check_cells(source, spec)
     if source.errors:
         raise SpecError(source.words())
     return spec
+
+
+def _read_cell_overrides(source: _Source, root: dict[str, Any]) -> None:
+    """Turn the lists of `key=value` in the sweep's methods and models into mappings."""
+    sweep = root.get("sweep")
+    for kind in ("methods", "models"):
+        entries = sweep.get(kind) if isinstance(sweep, dict) else None
+        if not isinstance(entries, dict):
+            continue
+        for name, listed in entries.items():
+            if isinstance(listed, list) and all(isinstance(override, str) for override in listed):
+                entries[name] = {}
+                _override_all(source, entries[name], listed, ("sweep", kind, name))
+
+
+def _check_cells(source: _Source, spec: Spec) -> None:
+    """Note what is wrong in the specs of a sweep's cells, at the places of their overrides."""
+    noted = set(source.errors)
+    for model, method in cells.pairs(spec):
+        try:
+            Spec.model_validate(cells.overridden(spec, model, method))
+        except ValidationError as error:
+            # As if the overrides stood where the keys are that they replace.
+            own = {
+                kind: {loc[3:]: place for loc, place in source.places.items() if loc[:3] == ("sweep", kind, name)}
+                for kind, name in (("models", model), ("methods", method))
+            }
+            cell = _Source(source.name, {**source.places, **own["models"], **own["methods"]})
+            _word_validation(cell, error)
+            for place, message in cell.errors:
+                whose = f"sweep.methods.{method} with sweep.models.{model}"
+                for kind, name in (("models", model), ("methods", method)):
+                    if place in own[kind].values():
+                        whose = f"sweep.{kind}.{name}"
+                worded = (place, f"{whose}: {message}")
+                if worded not in noted:
+                    noted.add(worded)
+                    source.errors.append(worded)
 
 
 def _read_text(path: Path) -> str:
@@ -309,19 +345,31 @@ class _Builder:
         return number
 
 
-def _override(source: _Source, root: dict[str, Any], override: str) -> None:
-    """Put the value of `key=value` into `root`."""
+def _override_all(source: _Source, root: dict[str, Any], overrides: Sequence[str], above: Loc) -> None:
+    """Put the values of each `key=value` into `root`, which stands at `above`."""
+    given: set[str] = set()
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in given:
+            source.refuse((), _Place(f"override {_printable(override)}"), f"{key}: given twice; keep one")
+        given.add(key)
+        _override(source, root, override, above)
+
+
+def _override(source: _Source, root: dict[str, Any], override: str, above: Loc) -> None:
+    """Put the value of `key=value` into `root`, which stands at `above`."""
     key, equals, text = override.partition("=")
-    loc = tuple(key.split("."))
+    parts = tuple(key.split("."))
+    loc = (*above, *parts)
     place = _Place(f"override {_printable(override)}")
-    if not equals or not all(loc):
+    if not equals or not all(parts):
         source.refuse((), place, "expected KEY=VALUE with a dotted key, such as train.epochs=3")
         return
     if len(loc) > MAX_DEPTH:
         source.refuse((), place, f"a key of {len(loc)} parts; {MAX_DEPTH} is the most")
         return
     mapping = root
-    for depth, part in enumerate(loc[:-1], start=1):
+    for depth, part in enumerate(parts[:-1], start=len(above) + 1):
         inner = mapping.get(part)
         if inner is None:
             inner = mapping[part] = {}
@@ -336,7 +384,7 @@ def _override(source: _Source, root: dict[str, Any], override: str) -> None:
         del source.places[known]
     source.refused = {wrong for wrong in source.refused if wrong[: len(loc)] != loc}
     source.places[loc] = place
-    mapping[loc[-1]] = source.read(text, loc, override)
+    mapping[parts[-1]] = source.read(text, loc, override)
     if source.fatal:
         source.refused.add(loc)
         source.fatal = False

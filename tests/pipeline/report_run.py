@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from thresher.budget import budget_name, budget_params
 from thresher.rundir import MARKER, write_bytes, write_json
-from thresher.spec import Spec, budget_name, budget_params
+from thresher.spec import Spec
 from thresher.tables.format import smallest_layout, table_file_bytes, table_path, vocabulary_path
 from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
 

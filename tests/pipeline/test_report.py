@@ -46,6 +46,14 @@ def test_the_verdict_says_so_where_every_budget_lost(tmp_path: Path) -> None:
     assert "0.0030 below the uniform model" in words
 
 
+def test_the_page_names_the_model(tmp_path: Path) -> None:
+    spec = write_run(tmp_path)
+    rows = [row | {"model": "towers.two:create"} for row in rundir.read_json(tmp_path / "metrics.json")]
+    rundir.write_json(tmp_path / "metrics.json", rows)
+    report.run(spec)
+    assert "<span>towers.two:create</span>" in (tmp_path / "report.html").read_text()
+
+
 def test_every_row_of_the_metrics_is_in_the_table(tmp_path: Path) -> None:
     words = text_of(page(tmp_path))
     for row in rundir.read_json(tmp_path / "metrics.json"):

@@ -13,11 +13,12 @@ import torch
 
 from tests.distributed.conftest import make_spec
 from thresher import rundir, tables
+from thresher.budget import budget_name, budget_params
 from thresher.data.loader import Loader
 from thresher.kernels.layout import unpack_masks
 from thresher.methods.scheme import SchemeMasks
 from thresher.rundir import RunDir
-from thresher.spec import Spec, budget_name, budget_params
+from thresher.spec import Spec
 from thresher.stages import evaluate, export, prepare, prune, retrain, search, train
 from thresher.train import loop
 from thresher.train.group import process_group

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torchx.runner import get_runner
 
-from thresher import launch
+from thresher import launch, trust
 from thresher.cli import STAGES
 from thresher.specfile import SpecError
 
@@ -46,8 +46,8 @@ def kubernetes_tasks(runner, name: str, *args: str) -> list:
     return info.request.resource["spec"]["tasks"]
 
 
-def test_there_is_a_component_for_every_stage_and_the_driver():
-    assert set(COMPONENTS) == {*STAGES, "pipeline"}
+def test_there_is_a_component_for_every_stage_the_driver_and_a_sweep():
+    assert set(COMPONENTS) == {*STAGES, "pipeline", "sweep"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -55,7 +55,7 @@ def test_local_command(runner, spec, name):
     role, process = dry_run(runner, name, "--spec", spec, "train.epochs=3", "prune.budgets=[0.5, 0.1]")
     assert role.name == name
     assert process.args[0] == "python3.11"
-    options = ["--scheduler", "local_cwd"] if name == "pipeline" else []
+    options = {"pipeline": ["--scheduler", "local_cwd"], "sweep": ["--scheduler", "none"]}.get(name, [])
     stage = [name, "--spec", spec, *options, "train.epochs=3", "prune.budgets=[0.5, 0.1]"]
     module, torchrun = process.args[-len(stage) - 2 : -len(stage)], process.args[1 : -len(stage) - 2]
     assert process.args[-len(stage) :] == stage
@@ -134,6 +134,23 @@ def test_torchx_runs_a_component_as_the_readme_writes_it(spec):
         [sys.executable, "-c", program, *command], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "torch.distributed.run" in shown.stdout
+
+
+MODEL_COMPONENTS = ["evaluate", "export", "pipeline", "retrain", "search", "train"]
+
+
+@pytest.mark.parametrize("name", MODEL_COMPONENTS)
+def test_code_of_a_spec_runs_if_the_component_is_told_so(runner, spec, name):
+    command = [name, "--spec", spec, "model.factory=towers:create"]
+    assert trust.VARIABLE not in dry_run(runner, name, "--spec", spec)[0].env
+    if name != "pipeline":  # the driver itself refuses
+        with pytest.raises(ValueError, match=r"model\.factory towers:create: .* --trust_model_code true"):
+            dry_run(runner, *command)
+    role, process = dry_run(runner, name, "--trust_model_code", "true", *command[1:])
+    assert role.env[trust.VARIABLE] == process.env[trust.VARIABLE] == "1"
+    (task,) = kubernetes_tasks(runner, name, "--trust_model_code", "true", *command[1:])
+    (container,) = task["template"].spec.containers
+    assert {e.name: e.value for e in container.env}[trust.VARIABLE] == "1"
 
 
 def test_env_in_a_component_adds_to_ours():

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from thresher.budget import budget_name, budget_params
 from thresher.embedding.representation import SoftThreshold
+from thresher.embedding.table_plan import TablePlan
 from thresher.kernels import layout
+from thresher.methods.masks import ShardMask
 from thresher.methods.pep import PUBLISHED_DRIFT, Pressure, exact_masks, start_thresholds, table_shards
 from thresher.spec import Granularity, SearchSpec, Spec
 from thresher.train.build import Job, build
@@ -30,7 +33,7 @@ COUNTS = {name: np.arange(rows) ** 2 for name, rows in ROWS.items()}
 
 def make_job(granularity: Granularity, ranks: Any) -> Job:
     spec = Spec.model_validate({"data": {"format": "synthetic"}, "model": {"dim": DIM, "init_scale": 0.5}})
-    job = build(spec, META, ranks, SoftThreshold(granularity), spec.train, 1, 1)
+    job = build(spec, META, ranks, TablePlan.uniform(ROWS, DIM, SoftThreshold(granularity)), spec.train, 1, 1)
     for kernel in job.collection.kernels():
         kernel.group.seen.fill_(True)
     return job
@@ -49,10 +52,11 @@ def steer(
     """Run the pressure alone, without training."""
     taken: dict[str, Any] = {}
 
-    def take(name: str, shards: Any, masks: Any) -> None:
-        taken[name] = {shard.name: mask for shard, mask in zip(shards, masks, strict=True)}
+    def take(name: str, masks: list[ShardMask]) -> None:
+        taken[name] = {mask.name: mask.mask_ND for mask in masks}
 
-    pressure = Pressure(job.collection, search, budgets, TOTAL, steps, take)
+    kept = {budget_name(budget): budget_params(budget, TOTAL) for budget in budgets}
+    pressure = Pressure(job.collection, search, kept, TOTAL, steps, take)
     state: dict[str, Any] = {}
     for step in range(steps + 1):
         pressure(state, step, math.nan if step == 0 else 0.5)

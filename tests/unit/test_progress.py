@@ -7,13 +7,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from thresher import progress as module
-from thresher.progress import Follower, Progress, State, describe
+from thresher.progress import Board, Follower, Progress, State, describe
 
 
 def plain() -> Console:
@@ -208,3 +209,17 @@ def test_follower_gives_each_stage_its_own_bar(tmp_path: Path) -> None:
             follower.poll()
     assert "retrain 0.5" in text(console)
     assert "retrain 0.2" in text(console)
+
+
+@pytest.mark.parametrize("make", [terminal, plain])
+def test_a_board_shows_what_runs(make: Callable[[], Console], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WRITE_EVERY_S", 0.0)
+    monkeypatch.setattr(module, "BOARD_EVERY_S", 0.0)
+    console = make()
+    with Board("cells", 4, console) as board:
+        board.show(0, 0, {"fm a": None})
+        board.show(1, 1, {"fm a": state(stage="search", done=4), "fm b": state(stage="retrain", done=5)})
+        board.show(2, 1, {"fm b": state(stage="retrain", done=6)})
+    shown = text(console)
+    for words in ("1/4 done, 1 failed", "fm a", "search: step 4/780", "retrain: step 6/780", "2/4 done, 1 failed"):
+        assert words in shown

@@ -49,10 +49,10 @@ def test_there_are_specs() -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
 def test_every_spec_of_the_project_loads_and_says_how_to_run_it(path: Path) -> None:
-    load_spec(path)
+    command = "pipeline" if load_spec(path).sweep is None else "sweep"
     head = path.read_text().partition("\n\n")[0].splitlines()
     assert all(line.startswith("#") for line in head)
-    assert any(f"thresher pipeline --spec specs/{path.name}" in line for line in head)
+    assert any(f"thresher {command} --spec specs/{path.name}" in line for line in head)
 
 
 def test_specs_of_the_project_have_run_directories_of_their_own() -> None:
@@ -214,7 +214,7 @@ model:
   hidden: 64
   name: deepmf
 """
-    sections = "data, model, train, search, prune, retrain, export, runtime, seed"
+    sections = "data, model, train, search, prune, retrain, export, runtime, sweep, seed"
     assert errors(tmp_path, text, "seed=x", "train.patience=0") == [
         "s.yaml:2:3: data.format: expected one of 'movielens', 'criteo', 'avazu', 'parquet' or 'synthetic', "
         "found the text 'movielenz'; did you mean movielens?",
@@ -226,9 +226,11 @@ model:
         "s.yaml:10:3: train.batch_size: expected a whole number, found 1.5",
         "s.yaml:11:14: train.clip_norm: expected a finite number, found .inf",
         "s.yaml:12:3: train.epochs: this key stands twice, first on line 9; keep one",
-        "s.yaml:14:18: prune.budgets[1]: expected a number or a whole number, found the text 'abc'",
+        "s.yaml:14:18: prune.budgets[1]: budget 'abc': give bytes as a number and one of B, kB, MB, GB, "
+        "KiB, MiB, GiB, such as 12MB",
         "s.yaml:16:3: model.hidden: expected a list, found 64",
-        "s.yaml:17:3: model.name: expected one of 'fm' or 'deepfm', found the text 'deepmf'; did you mean deepfm?",
+        "s.yaml:17:3: model.name: expected one of 'fm', 'wide_deep', 'deepfm', 'autoint', 'dlrm' or 'dcnv2', "
+        "found the text 'deepmf'; did you mean deepfm?",
         "override train.patience=0: train.patience: expected a number of at least 1, found 0",
         "override seed=x: seed: expected a whole number, found the text 'x'",
     ]
@@ -251,6 +253,24 @@ def test_conditions_between_keys_point_at_the_key_they_begin_with(tmp_path: Path
     assert error == "s.yaml:3:3: data: format: criteo needs path: the file or folder to read"
     (error,) = errors(tmp_path, MINIMAL + "train:\n  batch_size: 1023\n")
     assert error == "s.yaml:3:3: train.batch_size 1023 must be a multiple of runtime.ranks 2"
+
+
+@pytest.mark.parametrize(
+    "factory", ["towers", "towers.py:", ":create", "towers:two words", "a..b:create", "a:b:c", "é!:x"]
+)
+def test_a_factory_is_a_module_and_a_function(factory: str, tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + f'model:\n  factory: "{factory}"\n')
+    assert error == (
+        f"s.yaml:3:3: model.factory: expected MODULE:FUNCTION, such as towers.two:create, found the text {factory!a}"
+    )
+
+
+def test_a_factory_replaces_the_name(tmp_path: Path) -> None:
+    text = MINIMAL + "model: {name: fm}"
+    assert load(tmp_path, text).model.title == "fm"
+    spec = load(tmp_path, text, "model.factory=towers.two:create")
+    assert spec.model.title == "towers.two:create"
+    assert load(tmp_path, json.dumps(spec.model_dump(mode="json"))) == spec
 
 
 def test_too_many_errors_are_cut(tmp_path: Path) -> None:

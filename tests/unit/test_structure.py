@@ -21,13 +21,14 @@ PACKAGE = Path(__file__).parents[2] / "service" / "thresher"
 
 # A part may import from parts further down, and from itself.
 LAYERS = [
-    {"cli", "rank", "pipeline", "launch"},
+    {"cli", "rank", "pipeline", "launch", "sweep", "worker"},
     {"stages", "plugin"},
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},
-    {"specfile", "specdoc", "progress"},
+    {"specfile", "specdoc", "progress", "trust", "cells"},
     {"spec", "rundir"},
+    {"budget"},
 ]
 HEIGHT = {part: -number for number, layer in enumerate(LAYERS) for part in layer}
 

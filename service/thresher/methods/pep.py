@@ -15,7 +15,7 @@ columns freely waste most of what they keep: later columns start with higher thr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,8 +29,9 @@ from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.representation import Representation, SoftThreshold
 from thresher.kernels import layout
 from thresher.kernels.layout import Shared
+from thresher.methods.masks import ShardMask
 from thresher.methods.ranking import RankedShard, select_largest
-from thresher.spec import SearchSpec, budget_name, budget_params
+from thresher.spec import SearchSpec
 
 PUBLISHED_DRIFT = 1e-3  # rise of s a step in published code: Adam normalises the weight decay to its learning rate
 _SAMPLE = 1 << 20  # entries over all ranks that a count looks at
@@ -117,6 +118,14 @@ def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Te
     )
 
 
+def shard_masks(shards: Sequence[TableShard], masks: Sequence[Tensor]) -> list[ShardMask]:
+    """The masks [N, D] of shards with their places in the tables."""
+    return [
+        ShardMask(shard.name, shard.table, shard.first_row, shard.first_column, mask_ND)
+        for shard, mask_ND in zip(shards, masks, strict=True)
+    ]
+
+
 @torch.no_grad()
 def start_thresholds(collection: Tables, spec: SearchSpec, counts: Mapping[str, NDArray[np.integer[Any]]]) -> None:
     """Give the thresholds their values before the first step.
@@ -155,20 +164,20 @@ class Pressure:
     Args:
         collection: the tables in training.
         spec: the search.
-        budgets: as the user gave them.
+        kept: parameters that stay under each budget, by its name.
         total_params: entries of all tables over all ranks.
         total_steps: of the search.
-        take: called with a budget and this rank's shards and masks when the budget is reached.
+        take: called with a budget's name and the masks of this rank's shards when the budget is reached.
     """
 
     def __init__(
         self,
         collection: Tables,
         spec: SearchSpec,
-        budgets: list[float | int],
+        kept: Mapping[str, int],
         total_params: int,
         total_steps: int,
-        take: Callable[[str, list[TableShard], list[Tensor]], None],
+        take: Callable[[str, list[ShardMask]], None],
     ) -> None:
         self._collection = collection
         self._spec = spec
@@ -176,7 +185,7 @@ class Pressure:
         self._total_steps = total_steps
         self._take = take
         self._row_stride = max(1, total_params // _SAMPLE)
-        self._kept = {budget_name(budget): budget_params(budget, total_params) for budget in budgets}
+        self._kept = kept
         self._lowest = min(self._kept.values()) / total_params
 
     def target(self, step: int) -> float | None:
@@ -228,7 +237,7 @@ class Pressure:
             if name in taken or not (reached or step == self._total_steps):
                 continue
             shards = table_shards(self._collection)
-            self._take(name, shards, exact_masks(shards, pressure, params))
+            self._take(name, shard_masks(shards, exact_masks(shards, pressure, params)))
             taken.append(name)
             if not reached:
                 stalled.append(name)

@@ -1,7 +1,8 @@
 """A scheme: for every table, exactly the parameters that stay. After it is written, no code knows the method.
 
-`scheme.json` has the counts, `masks.safetensors` a bit for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which
-bit j mod 8 (from the low end) of byte j div 8 says whether column j stays.
+`scheme.json` has each table's representation and the counts. Where single entries stay, `masks.safetensors` has a bit
+for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which bit j mod 8 (from the low end) of byte j div 8 says
+whether column j stays.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from thresher.budget import Budget
+from thresher.embedding.representation import Dense, Masked
+from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.rundir import read_json, write_json
 from thresher.tables.format import unpack_masks
 
@@ -59,32 +63,80 @@ class SchemeMasks:
             return mask
 
 
-def describe(budget: float | int, method: str, packed: dict[str, NDArray[np.uint8]], dim: int) -> dict[str, Any]:
-    """The counts of a scheme, in the form of `scheme.json`."""
-    tables = {}
-    for name, bytes_NK in packed.items():
-        kept_ND = unpack_masks(bytes_NK, dim)
-        by_row = kept_ND.sum(1)
-        tables[name] = {
-            "rows": len(kept_ND),
-            "dim": dim,
-            "kept": int(by_row.sum()),
-            "rows_kept": int((by_row > 0).sum()),
-            "kept_per_column": kept_ND.sum(0).tolist(),
-            "rows_by_kept": np.bincount(by_row, minlength=dim + 1).tolist(),
-        }
+def describe_masked(packed_NK: NDArray[np.uint8], dim: int) -> dict[str, Any]:
+    """What a scheme says of a table of which some entries stay."""
+    kept_ND = unpack_masks(packed_NK, dim)
+    by_row = kept_ND.sum(1)
+    return {
+        "representation": "masked",
+        "rows": len(kept_ND),
+        "dim": dim,
+        "columns": dim,
+        "kept": int(by_row.sum()),
+        "rows_kept": int((by_row > 0).sum()),
+        "kept_per_column": kept_ND.sum(0).tolist(),
+        "rows_by_kept": np.bincount(by_row, minlength=dim + 1).tolist(),
+    }
+
+
+def describe_narrow(rows: int, columns: int, dim: int) -> dict[str, Any]:
+    """What a scheme says of a table that gets fewer than the uniform `dim` columns; with 0 its field is left out."""
+    by_kept = [0] * (dim + 1)
+    by_kept[columns] = rows
+    return {
+        "representation": "narrow",
+        "rows": rows,
+        "dim": dim,
+        "columns": columns,
+        "kept": rows * columns,
+        "rows_kept": rows if columns else 0,
+        "kept_per_column": [rows] * columns + [0] * (dim - columns),
+        "rows_by_kept": by_kept,
+    }
+
+
+def describe(
+    budget: Budget, method: str, tables: dict[str, dict[str, Any]], dim: int, total_params: int, wanted: int, why: str
+) -> dict[str, Any]:
+    """A scheme in the form of `scheme.json`.
+
+    Args:
+        budget: as the user gave it.
+        method: that made it.
+        tables: what it says of each, by field.
+        dim: columns of the model's vectors.
+        total_params: of the uniform model's tables.
+        wanted: parameters that the budget allows.
+        why: what keeps the method from using exactly as many; empty if it does.
+    """
     return {
         "budget": budget,
         "method": method,
+        "dim": dim,
         "kept_params": sum(table["kept"] for table in tables.values()),
-        "total_params": sum(table["rows"] * dim for table in tables.values()),
+        "total_params": total_params,
+        "wanted_params": wanted,
+        "why_not_exact": why,
         "tables": tables,
     }
 
 
-def write_scheme(folder: Path, scheme: dict[str, Any], packed: dict[str, NDArray[np.uint8]]) -> None:
-    """Write both files of a scheme."""
-    save_masks(folder / MASKS, packed)
+def table_plan(folder: Path) -> TablePlan:
+    """The tables of a scheme, as a model is built from them."""
+    scheme = read_scheme(folder)
+    masked = Masked(SchemeMasks(folder / MASKS))
+    fields = {
+        name: FieldTable(table["columns"], masked if table["representation"] == "masked" else Dense())
+        for name, table in scheme["tables"].items()
+        if table["columns"]
+    }
+    return TablePlan(scheme["dim"], fields)
+
+
+def write_scheme(folder: Path, scheme: dict[str, Any], packed: dict[str, NDArray[np.uint8]] | None) -> None:
+    """Write the files of a scheme; that of the masks where it has any."""
+    if packed is not None:
+        save_masks(folder / MASKS, packed)
     write_json(folder / SCHEME, scheme)
 
 

@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
+from thresher.budget import budget_name, budget_params
 from thresher.embedding.fused import FusedEmbeddingBag
 from thresher.embedding.representation import SoftThreshold
 from thresher.embedding.sharding import ShardedCollection, collections_of, reduce_shared_thresholds
-from thresher.methods.gathering import gather_masks
-from thresher.methods.pep import Pressure, TableShard, exact_masks, start_thresholds, table_shards
+from thresher.methods.masks import ShardMask, gather_masks
+from thresher.methods.pep import Pressure, exact_masks, shard_masks, start_thresholds, table_shards
 from thresher.plugin.scheme import Scheme
-from thresher.spec import SearchSpec, budget_name, budget_params
+from thresher.spec import SearchSpec
 
 
 class _Tables:
@@ -104,6 +105,7 @@ class Search:
         if total_steps < 1 or not budgets:
             raise ValueError(f"total_steps {total_steps}, budgets {list(budgets)}: a search needs one at least of each")
         self._tables = _Tables(model)
+        kept = {budget_name(budget): budget_params(budget, self._tables.params) for budget in budgets}
         learned = self._tables.soft_threshold
         spec = SearchSpec(
             granularity=learned.granularity,
@@ -122,7 +124,7 @@ class Search:
         self._step = 0
         self._state: dict[str, Any] = {}
         self._schemes: dict[str, Scheme] = {}
-        self._pressure = Pressure(self._tables, spec, list(budgets), self._tables.params, total_steps, self._take_masks)
+        self._pressure = Pressure(self._tables, spec, kept, self._tables.params, total_steps, self._take_masks)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -166,8 +168,8 @@ class Search:
         for kernel in self._tables.kernels():
             kernel.group.pressure = self._state.get("pressure", 0.0)
 
-    def _take_masks(self, name: str, shards: list[TableShard], masks: list[Tensor]) -> None:
-        whole = gather_masks(shards, masks, everywhere=True)
+    def _take_masks(self, name: str, masks: list[ShardMask]) -> None:
+        whole = gather_masks(masks, everywhere=True)
         assert whole is not None
         self._schemes[name] = Scheme(whole, self._budgets[name])
 
@@ -189,6 +191,6 @@ def scheme(source: Search | nn.Module, budget: float | int) -> Scheme:
     tables = _Tables(source)
     shards = table_shards(tables)
     masks = exact_masks(shards, tables.pressure, budget_params(budget, tables.params))
-    whole = gather_masks(shards, masks, everywhere=True)
+    whole = gather_masks(shard_masks(shards, masks), everywhere=True)
     assert whole is not None
     return Scheme(whole, budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -18,7 +19,20 @@ def describe() -> list[tuple[str, str]]:
             found.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             continue
-    return [*found, ("System", f"{platform.system()} {platform.machine()}")]
+    return [
+        *found,
+        ("System", f"{platform.system()} {platform.machine()}"),
+        ("CPU", _cpu()),
+        ("Cores", str(os.cpu_count())),
+    ]
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "not known"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "not known")
 
 
 def commit() -> str | None:

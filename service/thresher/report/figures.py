@@ -413,7 +413,7 @@ def _against_bytes(run: Run, key: str, axis: str, name: str, note: str) -> Plot:
             va="bottom",
             color=colour,
         )
-    _byte_ticks(axes, [rows[model]["total_bytes"] for model in scored])
+    byte_ticks(axes, [rows[model]["total_bytes"] for model in scored])
     axes.margins(y=0.2)
     _room(axes, [value for _, value in points])
     axes.set_xlabel("bytes in all, log scale")
@@ -541,7 +541,8 @@ def _steps_axis(axes: Axes) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _byte_ticks(axes: Axes, sizes: Sequence[float]) -> None:
+def byte_ticks(axes: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis of bytes, with round numbers, around these sizes."""
     low, high = min(sizes) / 1.25, max(sizes) * 1.25
     subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
     axes.set_xlim(low, high)

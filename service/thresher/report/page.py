@@ -43,7 +43,8 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
     verdict = judge(run)
     return environment_.get_template("page.html.j2").render(
         name=run.dir.path.name,
-        css=Markup(_palette() + css),  # our own file: nothing of the run's is in it
+        model=reported(next(iter(run.rows.values())))["model"],
+        css=Markup(palette() + css),  # our own file: nothing of the run's is in it
         sections=SECTIONS,
         plots=plots,
         verdict=verdict,
@@ -60,7 +61,8 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
     )
 
 
-def _palette() -> str:
+def palette() -> str:
+    """The CSS of the colours, for light paper and for dark."""
     light, dark = colours.declarations(colours.LIGHT), colours.declarations(colours.DARK)
     return (
         f":root {{ color-scheme: light dark; {light} }}\n"

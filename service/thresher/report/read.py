@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
+from thresher.budget import Budget, budget_name
 from thresher.rundir import MARKER, RunDir, read_json
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.tables import manifest as manifest_file
 from thresher.tables.format import MANIFEST
 from thresher.tables.manifest import Manifest
@@ -26,7 +27,7 @@ class MetricsRow(TypedDict):
 
     model: str
     method: str
-    budget: float | int | None  # None: the uniform model
+    budget: Budget | None  # None: the uniform model
     seed: int
     split: str
     auc: float | None
@@ -73,7 +74,7 @@ class TableScheme(TypedDict):
 class Scheme(TypedDict):
     """What stays under one budget."""
 
-    budget: float | int
+    budget: Budget
     kept_params: int
     total_params: int
     method: str

@@ -25,9 +25,11 @@ class Verdict:
 
 
 def label(budget: str) -> str:
-    """A budget as people read it: `20 %`, `20 K parameters`, `uniform`."""
+    """A budget as people read it: `20 %`, `20 K parameters`, `12 MB`, `uniform`."""
     if budget == BASELINE:
         return "uniform"
+    if budget.endswith("B"):
+        return f"{budget.rstrip('kMGiB')}{NBSP}{budget.lstrip('0123456789.')}"
     if budget.endswith("p"):
         return f"{numbers.count(int(budget[:-1]))}{NBSP}parameters"
     return numbers.percent(float(budget))

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from thresher import rundir
+from thresher.budget import Budget, budget_name
 from thresher.data.loader import Loader
 from thresher.progress import Progress
 from thresher.rundir import RunDir
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.stages.frame import run_lease
 from thresher.tables import load
 from thresher.train.build import Job
@@ -25,7 +26,8 @@ def run(spec: Spec) -> None:
     """Write `metrics.json`: a row for the baseline and each budget, on validation and on test."""
     with process_group(spec) as ranks, run_lease(spec, "evaluate", ranks) as run_dir:
         meta = rundir.read_json(run_dir.data / "meta.json")
-        budgets: list[float | int | None] = [None, *spec.prune.budgets]
+        total_params = sum(field["rows"] for field in meta["fields"]) * spec.model.dim
+        budgets: list[Budget | None] = [None, *spec.prune.budgets]
         rows: list[dict[str, Any]] = []
         total = len(budgets) * len(_SPLITS)
         with Progress(run_dir.path, "evaluate", total, "split", enabled=ranks.first) as progress:
@@ -33,7 +35,7 @@ def run(spec: Spec) -> None:
                 job = load_trained(spec, meta, ranks, run_dir, budget)
                 round_tables(job, spec.export.dtype)
                 for split in _SPLITS:
-                    rows.append(_row(spec, run_dir, ranks, job, budget, split))
+                    rows.append(_row(spec, run_dir, ranks, job, budget, split, total_params))
                     progress.update(len(rows), auc=rows[-1]["auc"])
         if ranks.first:
             rundir.write_json(run_dir.metrics, rows)
@@ -47,7 +49,9 @@ def round_tables(job: Job, dtype: str) -> None:
             kernel.group.weights.copy_(kernel.group.weights.half())
 
 
-def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | int | None, split: str) -> dict[str, Any]:
+def _row(
+    spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: Budget | None, split: str, total_params: int
+) -> dict[str, Any]:
     loader = Loader(
         run_dir.data,
         split,
@@ -63,7 +67,7 @@ def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | in
     trained = rundir.read_json(model / "model.json")
     tables = load(run_dir.tables(name))
     return {
-        "model": spec.model.name,
+        "model": spec.model.title,
         "method": trained["method"],
         "budget": budget,
         "seed": spec.seed,
@@ -71,7 +75,7 @@ def _row(spec: Spec, run_dir: RunDir, ranks: Ranks, job: Job, budget: float | in
         "auc": score.auc,
         "logloss": score.logloss,
         "kept_params": sum(table.kept for table in tables.tables.values()),
-        "total_params": sum(table.rows * table.dim for table in tables.tables.values()),
+        "total_params": total_params,
         "table_bytes": tables.table_bytes,
         "total_bytes": tables.total_bytes,
         "seconds": trained["seconds"],

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from thresher import rundir
+from thresher.budget import Budget, budget_name
 from thresher.embedding.rows import table_rows
 from thresher.methods.scheme import read_scheme
 from thresher.progress import Progress
 from thresher.rundir import RunDir
-from thresher.spec import Spec, budget_name
+from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.tables import Writer
 from thresher.train.build import Job
@@ -26,7 +27,7 @@ def run(spec: Spec) -> None:
     """Write `tables/baseline/` and `tables/<budget>/`."""
     with process_group(spec) as ranks, run_lease(spec, "export", ranks) as run_dir:
         meta = rundir.read_json(run_dir.data / "meta.json")
-        budgets: list[float | int | None] = [None, *spec.prune.budgets]
+        budgets: list[Budget | None] = [None, *spec.prune.budgets]
         with Progress(run_dir.path, "export", len(budgets), "model", enabled=ranks.first) as progress:
             for done, budget in enumerate(budgets, start=1):
                 name = "baseline" if budget is None else budget_name(budget)
@@ -45,7 +46,7 @@ def _write(
     meta: Mapping[str, Any],
     run_dir: RunDir,
     job: Job,
-    budget: float | int | None,
+    budget: Budget | None,
     kept: Mapping[str, Any] | None,
     work: Path,
 ) -> None:
@@ -55,13 +56,16 @@ def _write(
         shutil.rmtree(work)  # what an interrupted export left; tables are written from the start
         writer = Writer(
             work,
-            model=spec.model.name,
+            model=spec.model.title,
             seed=spec.seed,
             budget=budget,
             spec_fingerprint=rundir.fingerprint(spec.model_dump(mode="json")),
         )
     for field in meta["fields"]:
-        name, rows, dim = field["name"], field["rows"], spec.model.dim
+        name, rows = field["name"], field["rows"]
+        dim = kept[name]["columns"] if kept else spec.model.dim
+        if not dim:
+            continue  # the field left the model
         chunks = table_rows(job.collection, name)
         if writer is None:
             for _ in chunks:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+from thresher.budget import budget_params
 from thresher.data.formats import open_source
 from thresher.data.prepare import prepare
 from thresher.progress import Progress
 from thresher.rundir import RunDir, read_json
-from thresher.spec import Spec, budget_params
+from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 
 FORMAT = 1  # of the prepared data; a higher one makes older data anew
@@ -39,7 +40,8 @@ def run(spec: Spec) -> None:
         _prepare(spec, run_dir)
         total_params = sum(f["rows"] for f in read_json(run_dir.data / "meta.json")["fields"]) * spec.model.dim
         for budget in spec.prune.budgets:
-            budget_params(budget, total_params)
+            if not isinstance(budget, str):  # bytes count the model too, which the search builds
+                budget_params(budget, total_params)
 
 
 def _prepare(spec: Spec, run_dir: RunDir) -> None:

@@ -1,37 +1,99 @@
-"""Turn the search's masks into schemes: exactly the parameters that stay, a scheme for each budget."""
+"""Turn what the search found into schemes: exactly the parameters that stay, a scheme for each budget."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from thresher.methods.scheme import describe, write_scheme
+from thresher.budget import Budget, budget_name
+from thresher.embedding.table_plan import FieldTable, TablePlan
+from thresher.methods.columns import Columns, mde, uniform
+from thresher.methods.scheme import describe, describe_masked, describe_narrow, write_scheme
+from thresher.methods.serving_bytes import ServingBytes
+from thresher.methods.sseds import choose
 from thresher.progress import Progress
-from thresher.spec import Spec, budget_name, budget_params
+from thresher.rundir import RunDir, read_json
+from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
+
+Tables = dict[str, dict[str, Any]]
 
 
 def run(spec: Spec) -> None:
     """Write `schemes/<budget>/` for every budget.
 
     Raises:
-        ValueError: if a mask does not hold its budget to the parameter.
+        ValueError: if a mask does not hold its budget to the parameter, or nothing can stay under a budget.
     """
     with (
         run_lease(spec, "prune") as run_dir,
         Progress(run_dir.path, "prune", len(spec.prune.budgets), "budget") as progress,
     ):
-        inputs = inputs_of(spec, ["prune"], search=run_dir.search)
+        meta = read_json(run_dir.data / "meta.json")
+        inputs = inputs_of(spec, ["model", "search", "prune", "export"], search=run_dir.search)
+        sizes = ServingBytes(spec, meta, run_dir)
+        make = {"pep": _masked, "magnitude": _masked}.get(spec.search.method, _narrow)
         for done, budget in enumerate(spec.prune.budgets, start=1):
-            name = budget_name(budget)
-            with building("prune", run_dir.scheme(name), inputs) as work:
+            with building("prune", run_dir.scheme(budget_name(budget)), inputs) as work:
                 if work is not None:
-                    packed = load_file(run_dir.search / "masks" / f"{name}.safetensors")
-                    scheme = describe(budget, spec.search.method, packed, spec.model.dim)
-                    wanted = budget_params(budget, scheme["total_params"])
-                    if scheme["kept_params"] != wanted:
-                        raise ValueError(
-                            f"{run_dir.search}: the mask for budget {name} keeps {scheme['kept_params']} parameters, "
-                            f"not {wanted}; run search again"
-                        )
-                    write_scheme(work, scheme, packed)
+                    make(spec, meta, run_dir, sizes, budget, work)
             progress.update(done)
+
+
+def _masked(
+    spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, sizes: ServingBytes, budget: Budget, work: Path
+) -> None:
+    """The search took masks: single entries stay."""
+    name, wanted = budget_name(budget), sizes.masked_params(budget)
+    packed = load_file(run_dir.search / "masks" / f"{name}.safetensors")
+    scheme = _describe(
+        spec, meta, budget, {table: describe_masked(bits, spec.model.dim) for table, bits in packed.items()}, wanted, ""
+    )
+    if scheme["kept_params"] != wanted:
+        raise ValueError(
+            f"{run_dir.search}: the mask for budget {name} keeps {scheme['kept_params']} parameters, not {wanted}; run "
+            "search again"
+        )
+    write_scheme(work, scheme, packed)
+
+
+def _narrow(
+    spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, sizes: ServingBytes, budget: Budget, work: Path
+) -> None:
+    """Fields get fewer columns."""
+    rows = {field["name"]: field["rows"] for field in meta["fields"]}
+    columns_within = _columns_within(spec, rows, run_dir)
+
+    def plan(columns: Columns) -> TablePlan:
+        # Uniform tables make a smaller model; others keep its width, and narrow tables go through projections.
+        dim = max(columns.values()) if spec.search.method == "uniform" else spec.model.dim
+        return TablePlan(dim, {name: FieldTable(d) for name, d in columns.items() if d})
+
+    wanted = sizes.params_within(budget, lambda params: sizes.narrow(plan(columns_within(params)[0])))
+    columns, why = columns_within(wanted)
+    tables = {name: describe_narrow(rows[name], d, spec.model.dim) for name, d in columns.items()}
+    write_scheme(work, _describe(spec, meta, budget, tables, wanted, why) | {"dim": plan(columns).dim}, None)
+
+
+def _columns_within(spec: Spec, rows: Mapping[str, int], run_dir: RunDir) -> Callable[[int], tuple[Columns, str]]:
+    """How the method shares out a number of parameters."""
+    search, dim = spec.search, spec.model.dim
+    if search.method == "uniform":
+        return lambda params: uniform(rows, dim, params)
+    if search.method == "mde":
+        return lambda params: mde(rows, dim, params, search.alpha)
+    found = read_json(run_dir.search / "saliency.json")
+    saliency_FD: NDArray[np.float64] = np.array([found[name] for name in rows])
+    return lambda params: choose(saliency_FD, rows, params, search.rank)
+
+
+def _describe(
+    spec: Spec, meta: Mapping[str, Any], budget: Budget, tables: Tables, wanted: int, why: str
+) -> dict[str, Any]:
+    total_params = sum(field["rows"] for field in meta["fields"]) * spec.model.dim
+    return describe(budget, spec.search.method, tables, spec.model.dim, total_params, wanted, why)

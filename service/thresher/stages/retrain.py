@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from thresher import rundir
-from thresher.embedding.representation import Masked
-from thresher.methods.scheme import MASKS, SchemeMasks, read_scheme
+from thresher.budget import budget_name
+from thresher.methods.scheme import read_scheme, table_plan
 from thresher.progress import Progress
-from thresher.spec import Spec, TrainSpec, budget_name
+from thresher.spec import Spec, TrainSpec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.stages.train import loaders, write_model
 from thresher.train import checkpoint
@@ -36,7 +36,7 @@ def run(spec: Spec) -> None:
                 with building("retrain", run_dir.model(name), inputs, ranks) as work:
                     if work is None:
                         continue
-                    job = build(spec, meta, ranks, Masked(SchemeMasks(scheme / MASKS)), train, table_seed, dense_seed)
+                    job = build(spec, meta, ranks, table_plan(scheme), train, table_seed, dense_seed)
                     if spec.retrain.dense == "keep":
                         step = rundir.read_json(run_dir.search / "search.json")["step"]
                         checkpoint.load_dense(job, checkpoint.at(run_dir.search / "checkpoints", step))

@@ -1,74 +1,137 @@
-"""Search with PEP: learn the thresholds, and take a mask as each budget is reached."""
+"""Search: what the method must look at or train to know what stays. Methods that need neither leave a note."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from thresher import rundir
+from thresher.budget import budget_name
 from thresher.embedding.representation import SoftThreshold
-from thresher.methods.gathering import gather_masks
-from thresher.methods.pep import Pressure, TableShard, start_thresholds
-from thresher.methods.scheme import save_masks
+from thresher.embedding.table_plan import TablePlan
+from thresher.methods.magnitude import magnitude_masks
+from thresher.methods.masks import write_masks
+from thresher.methods.pep import Pressure, start_thresholds
+from thresher.methods.serving_bytes import ServingBytes
+from thresher.methods.sseds import saliency
 from thresher.progress import Progress
+from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.stages.train import loaders
 from thresher.train.build import build
-from thresher.train.group import process_group
+from thresher.train.group import Ranks, process_group
 from thresher.train.loop import Trainer, fit
+from thresher.train.trained import load_trained
+
+LOOKS_AT_BASELINE = frozenset({"magnitude", "sseds"})
 
 
 def run(spec: Spec) -> None:
-    """Write `search/`: the last checkpoint, masks/<budget>.safetensors, history.json and search.json."""
+    """Write `search/`: search.json, and what the method found: masks/<budget>.safetensors, or saliency.json."""
     with process_group(spec) as ranks, run_lease(spec, "search", ranks) as run_dir:
-        inputs = inputs_of(spec, ["model", "train", "search", "prune"], data=run_dir.data)
+        upstream = {"data": run_dir.data}
+        if spec.search.method in LOOKS_AT_BASELINE:
+            upstream["baseline"] = run_dir.baseline
+        inputs = inputs_of(spec, ["model", "train", "search", "prune", "export"], **upstream)
         with building("search", run_dir.search, inputs, ranks) as work:
             if work is None:
                 return
             meta = rundir.read_json(run_dir.data / "meta.json")
-            train = spec.train.model_copy(update={"epochs": spec.search.epochs})
-            representation = SoftThreshold(
-                granularity=spec.search.granularity,
-                init=spec.search.threshold_init,
-                learning_rate=spec.search.threshold_learning_rate,
-                weight_decay=spec.search.threshold_weight_decay,
-            )
-            job = build(spec, meta, ranks, representation, train, table_seed=spec.seed, dense_seed=spec.seed)
-            counts = {f["name"]: np.load(run_dir.data / "counts" / f"{f['name']}.npy") for f in meta["fields"]}
-            start_thresholds(job.collection, spec.search, counts)
-            training, validation = loaders(spec, run_dir, ranks)
-            total = train.epochs * training.steps_per_epoch
-            pressure = Pressure(
-                job.collection,
-                spec.search,
-                spec.prune.budgets,
-                total_params=sum(field["rows"] for field in meta["fields"]) * spec.model.dim,
-                total_steps=total,
-                take=lambda budget, shards, masks: _write_masks(work, budget, shards, masks),
-            )
-
-            def before_step(trainer: Trainer, loss: float) -> None:
-                pressure(trainer.search, trainer.step, loss)
-
-            with Progress(run_dir.path, "search", total, "step", enabled=ranks.first) as progress:
-                trainer = fit(
-                    job, training, validation, work / "checkpoints", progress, before_step=before_step, stop_early=False
-                )
+            search = {"pep": _pep, "magnitude": _magnitude, "sseds": _sseds}.get(spec.search.method, _nothing)
+            found = search(spec, meta, run_dir, ranks, work)
             if ranks.first:
-                for budget in trainer.search["stalled"]:
-                    print(f"search: sparsity stalled above budget {budget}; its mask is taken by ranking", flush=True)  # noqa: T201
-                rundir.write_json(work / "history.json", trainer.search["history"])
-                rundir.write_json(
-                    work / "search.json",
-                    {"step": trainer.step, "stalled": trainer.search["stalled"], "validation": trainer.history},
-                )
+                rundir.write_json(work / "search.json", {"method": spec.search.method, **found})
 
 
-def _write_masks(work: Path, budget: str, shards: list[TableShard], masks: list[Tensor]) -> None:
-    """Bring a budget's masks from all ranks to the first, as bits, and write them."""
-    whole = gather_masks(shards, masks)
-    if whole is not None:
-        save_masks(work / "masks" / f"{budget}.safetensors", whole)
+def _pep(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, work: Path) -> dict[str, Any]:
+    """Learn the thresholds, and take a mask as each budget is reached."""
+    train = spec.train.model_copy(update={"epochs": spec.search.epochs})
+    representation = SoftThreshold(
+        granularity=spec.search.granularity,
+        init=spec.search.threshold_init,
+        learning_rate=spec.search.threshold_learning_rate,
+        weight_decay=spec.search.threshold_weight_decay,
+    )
+    plan = TablePlan.uniform([field["name"] for field in meta["fields"]], spec.model.dim, representation)
+    job = build(spec, meta, ranks, plan, train, table_seed=spec.seed, dense_seed=spec.seed)
+    start_thresholds(job.collection, spec.search, _counts(meta, run_dir))
+    training, validation = loaders(spec, run_dir, ranks)
+    total = train.epochs * training.steps_per_epoch
+    sizes = ServingBytes(spec, meta, run_dir)
+    pressure = Pressure(
+        job.collection,
+        spec.search,
+        {budget_name(budget): sizes.masked_params(budget) for budget in spec.prune.budgets},
+        total_params=sum(field["rows"] for field in meta["fields"]) * spec.model.dim,
+        total_steps=total,
+        take=lambda budget, masks: write_masks(_mask_file(work, budget), masks),
+    )
+
+    def before_step(trainer: Trainer, loss: float) -> None:
+        pressure(trainer.search, trainer.step, loss)
+
+    with Progress(run_dir.path, "search", total, "step", enabled=ranks.first) as progress:
+        trainer = fit(
+            job, training, validation, work / "checkpoints", progress, before_step=before_step, stop_early=False
+        )
+    if ranks.first:
+        for budget in trainer.search["stalled"]:
+            print(f"search: sparsity stalled above budget {budget}; its mask is taken by ranking", flush=True)  # noqa: T201
+        rundir.write_json(work / "history.json", trainer.search["history"])
+    return {
+        "step": trainer.step,
+        "stalled": trainer.search["stalled"],
+        "validation": trainer.history,
+        "seconds": round(trainer.seconds, 3),
+    }
+
+
+def _magnitude(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, work: Path) -> dict[str, Any]:
+    """Rank the uniform model's values."""
+    began = time.monotonic()
+    job = load_trained(spec, meta, ranks, run_dir, None)
+    counts, sizes = _counts(meta, run_dir), ServingBytes(spec, meta, run_dir)
+    for budget in spec.prune.budgets:
+        masks = magnitude_masks(job.collection, counts, sizes.masked_params(budget))
+        write_masks(_mask_file(work, budget_name(budget)), masks)
+    return {"seconds": round(time.monotonic() - began, 3)}
+
+
+def _sseds(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, work: Path) -> dict[str, Any]:
+    """One pass over a few batches of training samples."""
+    job = load_trained(spec, meta, ranks, run_dir, None)
+    training, _ = loaders(spec, run_dir, ranks)
+    batches = list(islice(training.epoch(0), spec.search.batches))
+    began = time.monotonic()
+    found_FD, count = saliency(job, batches)
+    seconds = time.monotonic() - began
+    trained = rundir.read_json(run_dir.baseline / "model.json")
+    step_s = trained["seconds"] / max(trained["steps"], 1)
+    if ranks.first:
+        names = [field["name"] for field in meta["fields"]]
+        rundir.write_json(work / "saliency.json", dict(zip(names, found_FD.tolist(), strict=True)))
+    return {
+        "batches": count,
+        "seconds": round(seconds, 4),
+        "training_steps_worth": round(seconds / step_s, 2) if step_s else None,
+    }
+
+
+def _nothing(*_: Any) -> dict[str, Any]:
+    return {"seconds": 0.0}
+
+
+def _mask_file(work: Path, budget: str) -> Path:
+    return work / "masks" / f"{budget}.safetensors"
+
+
+def _counts(meta: Mapping[str, Any], run_dir: RunDir) -> dict[str, NDArray[np.int64]]:
+    """Training occurrences of each row, by field."""
+    return {f["name"]: np.load(run_dir.data / "counts" / f"{f['name']}.npy") for f in meta["fields"]}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from thresher import rundir
+from thresher.budget import Budget
 from thresher.data.loader import Loader
-from thresher.embedding.representation import Dense
+from thresher.embedding.table_plan import TablePlan
 from thresher.progress import Progress
 from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
@@ -23,7 +24,8 @@ def run(spec: Spec) -> None:
             if work is None:
                 return
             meta = rundir.read_json(run_dir.data / "meta.json")
-            job = build(spec, meta, ranks, Dense(), spec.train, table_seed=spec.seed, dense_seed=spec.seed)
+            plan = TablePlan.uniform([field["name"] for field in meta["fields"]], spec.model.dim)
+            job = build(spec, meta, ranks, plan, spec.train, table_seed=spec.seed, dense_seed=spec.seed)
             training, validation = loaders(spec, run_dir, ranks)
             total = spec.train.epochs * training.steps_per_epoch
             with Progress(run_dir.path, "train", total, "step", enabled=ranks.first) as progress:
@@ -33,10 +35,18 @@ def run(spec: Spec) -> None:
                 write_model(work, trainer, budget=None, method="uniform")
 
 
-def write_model(work: Path, trainer: Trainer, budget: float | int | None, method: str) -> None:
+def write_model(work: Path, trainer: Trainer, budget: Budget | None, method: str) -> None:
     """Say which checkpoint of a finished training is the model, and how it came to be."""
-    model = {"step": trainer.best_step, "budget": budget, "method": method, "seconds": round(trainer.seconds, 3)}
-    rundir.write_json(work / "model.json", model)
+    rundir.write_json(
+        work / "model.json",
+        {
+            "step": trainer.best_step,  # of the checkpoint
+            "steps": trainer.step,
+            "budget": budget,
+            "method": method,
+            "seconds": round(trainer.seconds, 3),
+        },
+    )
 
 
 def loaders(spec: Spec, run_dir: rundir.RunDir, ranks: Ranks) -> tuple[Loader, Loader]:

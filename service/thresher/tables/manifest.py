@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from thresher.budget import Budget, check_budget
 from thresher.tables import strict_json
 from thresher.tables.format import (
     DENSE,
@@ -96,7 +97,7 @@ class Manifest:
 
     model: str
     seed: int
-    budget: float | int | None
+    budget: Budget | None
     spec_fingerprint: str
     tables: tuple[TableEntry, ...]
     fields: tuple[FieldEntry, ...]
@@ -353,11 +354,17 @@ class Checker:
             raise self.fail(at, f"one of {shown}", value)
         return value
 
-    def budget(self, value: Any, at: str) -> float | int | None:
-        """A share or count of parameters, or nothing."""
-        if value is not None and (type(value) not in (int, float) or not 0 < value < math.inf):
-            raise self.fail(at, "null or a number above 0", value)
-        return cast(float | int | None, value)
+    def budget(self, value: Any, at: str) -> Budget | None:
+        """A share or count of parameters, a text with bytes, or nothing."""
+        if value is None:
+            return None
+        try:
+            if type(value) not in (int, float, str) or value == math.inf:
+                raise ValueError
+            check_budget(value)
+        except ValueError:
+            raise self.fail(at, 'null, a number above 0, or bytes such as "12MB"', value) from None
+        return cast(Budget, value)
 
     def unique(self, names: Iterable[str], at: str) -> None:
         """Names of which none repeats."""

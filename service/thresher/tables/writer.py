@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thresher.budget import Budget
 from thresher.rundir import file_sha256, write_bytes
 from thresher.tables import manifest, safetensors_file, vocabulary
 from thresher.tables.format import (
@@ -46,9 +47,7 @@ _LATER = {"bytes": 1, "sha256": "0" * 64}  # of a file that is not written yet
 class Writer:
     """Writes tables, fields and the dense part into an empty folder."""
 
-    def __init__(
-        self, folder: Path, *, model: str, seed: int, budget: float | int | None, spec_fingerprint: str
-    ) -> None:
+    def __init__(self, folder: Path, *, model: str, seed: int, budget: Budget | None, spec_fingerprint: str) -> None:
         """Start a folder.
 
         Args:

@@ -16,20 +16,33 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.planning import make_plan
-from thresher.embedding.representation import Masked, Representation, RowOptimizer
+from thresher.embedding.representation import Masked, RowOptimizer
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
+from thresher.embedding.table_plan import TablePlan
 from thresher.kernels.layout import Optimizer
+from thresher.models import factory
+from thresher.models.autoint import AutoInt
+from thresher.models.dcnv2 import DCNv2
 from thresher.models.deepfm import DeepFM
+from thresher.models.dlrm import DLRM
 from thresher.models.fields import Fields
 from thresher.models.fm import FM
+from thresher.models.wide_deep import WideDeep
 from thresher.spec import ModelSpec, Spec, TrainSpec
 from thresher.train.group import Ranks
 
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
     logging.getLogger(noisy).setLevel(logging.ERROR)
 
-MODELS = {"fm": FM, "deepfm": DeepFM}
+MODELS: dict[str, factory.Factory] = {
+    "fm": FM,
+    "wide_deep": WideDeep,
+    "deepfm": DeepFM,
+    "autoint": AutoInt,
+    "dlrm": DLRM,
+    "dcnv2": DCNv2,
+}
 
 
 @dataclass
@@ -57,7 +70,7 @@ def build(
     spec: Spec,
     meta: Mapping[str, Any],
     ranks: Ranks,
-    representation: Representation | Mapping[str, Representation],
+    plan: TablePlan,
     train: TrainSpec,
     table_seed: int,
     dense_seed: int,
@@ -68,7 +81,7 @@ def build(
         spec: the job.
         meta: what `prepare` found in the data.
         ranks: who takes part.
-        representation: of every table, or of each by its name.
+        plan: of the tables.
         train: how it will be trained.
         table_seed: of the tables' initial values.
         dense_seed: of the dense part's initial values.
@@ -79,12 +92,13 @@ def build(
                 name=field["name"],
                 feature_names=[field["name"]],
                 num_embeddings=field["rows"],
-                embedding_dim=spec.model.dim,
+                embedding_dim=plan.fields[field["name"]].dim,
                 pooling=PoolingType.MEAN if field["pooling"] == "mean" and not field["one_hot"] else PoolingType.SUM,
             )
             for field in meta["fields"]
+            if field["name"] in plan.fields
         ],
-        representation=representation,
+        representation={name: table.representation for name, table in plan.fields.items()},
         optimizer=RowOptimizer(
             rule=Optimizer[train.embedding_optimizer.upper()],
             learning_rate=train.embedding_learning_rate,
@@ -95,9 +109,7 @@ def build(
     )
     with torch.random.fork_rng():
         torch.manual_seed(dense_seed)
-        model = create_model(
-            spec.model, collection, {f["name"]: spec.model.dim for f in meta["fields"]}, len(meta["dense"])
-        )
+        model = create_model(spec.model, collection, plan, len(meta["dense"]))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     sharded = DistributedModelParallel(
         model,
@@ -112,17 +124,30 @@ def build(
     return Job(sharded, tables, dense, _optimizer(train, dense, tables), train, ranks)
 
 
-def create_model(spec: ModelSpec, embeddings: nn.Module, dims: Mapping[str, int], numeric: int) -> nn.Module:
-    """The model that the spec names.
+def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeric: int) -> nn.Module:
+    """The model that the spec names, one of ours or the user's own.
 
     Args:
         spec: of the model.
         embeddings: collection of the fields' tables.
-        dims: columns of each field's vectors as the collection gives them.
+        plan: of the tables.
         numeric: number of numeric inputs.
+
+    Raises:
+        ValueError: if the user's own cannot be made, or is not trusted.
     """
-    model = MODELS[spec.name]
-    return model(Fields(embeddings, dims, spec.dim if model.equal_dims else None), numeric, spec)
+    create = MODELS[spec.name] if spec.factory is None else factory.imported(spec)
+    dims = {name: table.dim for name, table in plan.fields.items()}
+    fields = Fields(embeddings, dims, plan.dim if getattr(create, "equal_dims", True) else None)
+    model = create(fields, numeric, spec)
+    return model if spec.factory is None else factory.checked(model, fields, spec)
+
+
+def dense_shapes(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters outside the tables, by name, without making a model."""
+    with torch.device("meta"):
+        model = create_model(spec.model, nn.Identity(), plan, len(meta["dense"]))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:

@@ -1,8 +1,10 @@
-"""Masks of whole tables from those of the ranks' shards."""
+"""Masks that ranks took of their shards, brought together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,26 +12,49 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thresher.methods.pep import TableShard
+from thresher.methods.scheme import save_masks
 from thresher.tables.format import pack_masks, unpack_masks
 
 
-def gather_masks(
-    shards: Sequence[TableShard], masks: Sequence[Tensor], everywhere: bool = False
-) -> dict[str, NDArray[np.uint8]] | None:
-    """Bring the masks of all ranks' shards together; every rank must call it.
+@dataclass(frozen=True)
+class ShardMask:
+    """What stays of one shard.
+
+    Attributes:
+        name: of the table.
+        table: its place among all tables.
+        first_row: row of the whole table at which the shard begins.
+        first_column: column of the whole table at which the shard begins.
+        mask_ND: bool.
+    """
+
+    name: str
+    table: int
+    first_row: int
+    first_column: int
+    mask_ND: Tensor
+
+
+def write_masks(path: Path, shards: Sequence[ShardMask]) -> None:
+    """Bring the masks from all ranks to the first, as bits, and write them to a file. All ranks call it."""
+    whole = gather_masks(shards)
+    if whole is not None:
+        save_masks(path, whole)
+
+
+def gather_masks(shards: Sequence[ShardMask], everywhere: bool = False) -> dict[str, NDArray[np.uint8]] | None:
+    """Bring the masks from all ranks together. All ranks call it.
 
     Args:
         shards: this rank's.
-        masks: bool [N, D] of each.
         everywhere: give them to every rank, not only to the first.
 
     Returns:
         By table uint8 [N, ⌈D/8⌉]: bit j mod 8 of byte j div 8 says whether column j stays. None where not asked for.
     """
     own = [
-        (s.table, s.first_row, s.first_column, s.name, mask.shape[1], pack_masks(mask.cpu().numpy()))
-        for s, mask in zip(shards, masks, strict=True)
+        (s.table, s.first_row, s.first_column, s.name, s.mask_ND.shape[1], pack_masks(s.mask_ND.cpu().numpy()))
+        for s in shards
     ]
     gathered: list[Any] | None = [None] * dist.get_world_size() if everywhere or dist.get_rank() == 0 else None
     if everywhere:
