@@ -32,7 +32,7 @@ from thresher.embedding.planning import make_plan
 from thresher.embedding.replicated import gather_batch
 from thresher.embedding.representation import Composed, Dense, Masked, Representation, SoftThreshold
 from thresher.embedding.sharding import Sharder
-from thresher.embedding.table_plan import TablePlan
+from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels import layout
 from thresher.kernels.layout import Combine
 from thresher.methods.pep import exact_masks, table_shards
@@ -74,9 +74,9 @@ def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
         meta = read_json(data / "meta.json")
         rows = {field["name"]: field["rows"] for field in meta["fields"]}
         representation = representation_of(name, spec.model.dim, rows)
-        return build(
-            spec, meta, ranks, TablePlan.uniform(rows, spec.model.dim, representation), spec.train, spec.seed, spec.seed
-        )
+        own = representation if isinstance(representation, dict) else dict.fromkeys(rows, representation)
+        plan = TablePlan(spec.model.dim, {table: FieldTable(spec.model.dim, own[table]) for table in rows})
+        return build(spec, meta, ranks, plan, spec.train, spec.seed, spec.seed)
 
 
 def mixed_plan(model: nn.Module, *_: Any, **__: Any) -> ShardingPlan:
