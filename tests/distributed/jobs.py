@@ -14,15 +14,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.masks import RandomMasks
 from thresher.data.loader import Loader
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.partitions import Partitions
+from thresher.embedding.planning import make_plan
 from thresher.embedding.replicated import gather_batch
 from thresher.embedding.representation import Composed, Dense, Masked, Representation, SoftThreshold
-from thresher.embedding.table_plan import TablePlan
+from thresher.embedding.sharding import Sharder
+from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels import layout
 from thresher.kernels.layout import Combine
 from thresher.methods.pep import exact_masks, table_shards
@@ -64,14 +74,17 @@ def make_job(spec: Spec, data: Path, ranks: Ranks, name: str) -> Job:
         meta = read_json(data / "meta.json")
         rows = {field["name"]: field["rows"] for field in meta["fields"]}
         representation = representation_of(name, spec.model.dim, rows)
-        return build(
-            spec, meta, ranks, TablePlan.uniform(rows, spec.model.dim, representation), spec.train, spec.seed, spec.seed
-        )
+        own = representation if isinstance(representation, dict) else dict.fromkeys(rows, representation)
+        plan = TablePlan(spec.model.dim, {table: FieldTable(spec.model.dim, own[table]) for table in rows})
+        return build(spec, meta, ranks, plan, spec.train, spec.seed, spec.seed)
 
 
-def mixed_plan(_: nn.Module, collection: EmbeddingBagCollection, *__: Any, **___: Any) -> ShardingPlan:
+def mixed_plan(model: nn.Module, *_: Any, **__: Any) -> ShardingPlan:
     """For 2 ranks: the tables in turn on every rank, on the second only, and in blocks of columns, two on one rank."""
     plan = EmbeddingModuleShardingPlan()
+    ((path, collection),) = (
+        (path, module) for path, module in model.named_modules() if isinstance(module, EmbeddingBagCollection)
+    )
     for number, config in enumerate(collection.embedding_bag_configs()):
         kind, ranks, widths = [
             (ShardingType.DATA_PARALLEL, [0, 1], [5, 5]),
@@ -90,7 +103,7 @@ def mixed_plan(_: nn.Module, collection: EmbeddingBagCollection, *__: Any, **___
             else None
         )
         plan[config.name] = ParameterSharding(kind.value, "fused", ranks, spec)
-    return ShardingPlan({"embeddings": plan})
+    return ShardingPlan({path: plan})
 
 
 def with_sharding(spec: Spec, sharding: str) -> Spec:
@@ -226,6 +239,45 @@ def look_and_train_on(spec: Spec, data: Path, ranks: Ranks, job: Job) -> tuple[i
     score = evaluate(job, loader(spec, data, ranks, "validation")).logloss
     batches = loader(spec, data, ranks, "train").epoch(0, start_step=20)
     return seen, score, [global_loss(ranks, train_step(job, next(batches), 20 + i)) for i in range(3)]
+
+
+POOLED = {  # sharding on several ranks, where one has all tables table-wise; pooling; features
+    "plain_mean": ("row_wise", PoolingType.MEAN, ["a", "shared"]),
+    "plain_sum": ("row_wise", PoolingType.SUM, ["b"]),
+    "whole_mean": ("table_wise", PoolingType.MEAN, ["c"]),
+    "whole_sum": ("table_wise", PoolingType.SUM, ["d", "shared"]),
+    "composed_mean": ("row_wise", PoolingType.MEAN, ["e"]),
+    "composed_sum": ("table_row_wise", PoolingType.SUM, ["f"]),
+}
+
+
+def pooled(spec: Spec) -> dict[str, np.ndarray]:
+    """This rank's share of 8 samples, looked up in tables that differ in sharding, pooling and representation."""
+    composed = Composed(
+        {name: Partitions.quotient_remainder(40, 7) for name in POOLED if name.startswith("composed")}, Combine.MULT
+    )
+    tables = [
+        EmbeddingBagConfig(name=name, feature_names=features, num_embeddings=40, embedding_dim=4, pooling=pooling)
+        for name, (_, pooling, features) in POOLED.items()
+    ]
+    own = {name: composed if name in composed.partitions else Dense() for name in POOLED}
+    generator = torch.Generator().manual_seed(0)
+    keys = ["shared", *"fedcba"]
+    bags = {key: [torch.randint(0, 40, (i % 4,), generator=generator) for i in range(8)] for key in keys}
+    with process_group(spec) as ranks:
+        collection = EmbeddingBagCollection(tables, own, init_scale=1.0)
+        model = nn.ModuleDict({"tables": collection})
+        plan = EmbeddingModuleShardingPlan()
+        for name, (kind, *_) in POOLED.items():
+            of_kind = make_plan(
+                model, kind if ranks.world_size > 1 else "table_wise", world_size=ranks.world_size,
+                local_world_size=ranks.world_size, device_type="cpu", batch_size=8,
+            )  # fmt: skip
+            plan[name] = of_kind.plan["tables"][name]  # type: ignore[index]
+        sharded = Sharder().shard(collection, plan, ShardingEnv.from_process_group(dist.group.WORLD), ranks.device)
+        mine = [bag for key in keys for bag in bags[key][ranks.rank :: ranks.world_size]]
+        out: Any = sharded(KeyedJaggedTensor(keys, torch.cat(mine), lengths=torch.tensor([len(bag) for bag in mine])))
+        return {key: value.detach().numpy() for key, value in out.wait().to_dict().items()}
 
 
 def masks(spec: Spec, data: Path, name: str, kept: int) -> dict[str, Any]:

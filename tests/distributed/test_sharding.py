@@ -21,15 +21,15 @@ NAMES = ["dense", "masked", "global", "table", "dimension", "table_dimension", "
 COLUMNS = ["column_wise", "table_column_wise", "grid"]
 SHARDINGS = ["table_wise", "row_wise", "table_row_wise", "data_parallel", *COLUMNS]
 COMPOSED = [
-    *(("add", kind) for kind in SHARDINGS),
-    *(("mult", kind) for kind in ["table_wise", "data_parallel", "column_wise", "table_column_wise"]),
-    *(("concat", kind) for kind in ["table_wise", "data_parallel"]),
+    *itertools.product(["add", "mult"], SHARDINGS),
+    *(("concat", kind) for kind in SHARDINGS if kind not in COLUMNS),
 ]
 CASES = [
     *((name, "adam", kind) for name, kind in itertools.product(NAMES, SHARDINGS)),
     *((name, "sgd", kind) for name, kind in itertools.product(["dense", "table_dimension", "feature"], SHARDINGS)),
     *(("dense", "rowwise_adagrad", kind) for kind in SHARDINGS),
     *(("dense", "adagrad", kind) for kind in COLUMNS),
+    *((name, "rowwise_adagrad", kind) for name in ["mult", "concat"] for kind in ["row_wise", "table_row_wise"]),
     *((name, rule, kind) for name, kind in COMPOSED for rule in ["sgd", "adam"]),
 ]
 CASES = [case for case in CASES if not (case[0] == "masked" and case[2] in COLUMNS)]  # they are never split so
@@ -106,7 +106,8 @@ SAVED = [
     if (name, kind) != ("feature", "column_wise")
 ] + [
     ("table_dimension", "mixed"), ("feature_dimension", "mixed"), ("masked", "row_wise"), ("masked", "data_parallel"),
-    ("add", "row_wise"), ("mult", "column_wise"), ("concat", "table_wise"),
+    ("add", "row_wise"), ("mult", "column_wise"), ("mult", "row_wise"), ("concat", "table_wise"),
+    ("concat", "row_wise"),
 ]  # fmt: skip
 LOADERS = {1: ["table_wise"], 2: ["data_parallel", "mixed"], 4: ["row_wise", "grid"]}
 LOADED = [
@@ -115,7 +116,6 @@ LOADED = [
     for kind in kinds
     for name, saved in SAVED
     if not (name in ("feature", "masked", "concat") and kind in [*COLUMNS, "mixed"])
-    and not (name in ("mult", "concat") and kind in ["row_wise", "grid"])
 ]
 
 
@@ -154,9 +154,19 @@ def test_masks_hold_the_budget_and_do_not_depend_on_the_ranks(data: Path) -> Non
         assert sum(int((masks[name] != found[0][name]).sum()) for name in found[0]) <= 20
 
 
+def test_tables_of_one_collection_may_differ_in_sharding_and_pooling() -> None:
+    """TorchRec divides all of them, as soon as one is split by rows and pooled to means."""
+    (expected,) = run_ranks(1, jobs.pooled, small_spec())
+    found = run_ranks(2, jobs.pooled, small_spec())
+    assert set(expected) == {"shared@plain_mean", "shared@whole_sum", *"abcdef"}
+    for key, vectors in expected.items():
+        for rank, own in enumerate(found):
+            np.testing.assert_allclose(own[key], vectors[rank::2], rtol=1e-6, atol=1e-7)
+
+
 def test_torchrecs_pipeline_has_the_losses_of_a_plain_loop(data: Path) -> None:
     names, kinds = ["dense", "table_dimension"], ["table_wise", "row_wise", "column_wise", "data_parallel"]
-    cases = [*itertools.product(names, kinds), ("add", "row_wise")]
+    cases = [*itertools.product(names, kinds), ("add", "row_wise"), ("mult", "row_wise")]
     for found in run_ranks(2, pipelined.losses, small_spec(), data, cases):
         for in_turn, overlapped in found.values():
             assert len(in_turn) == pipelined.STEPS

@@ -67,7 +67,7 @@ def mixed(combine: Combine) -> dict[str, Representation]:
 
 def shard(collection: EmbeddingBagCollection, env: ShardingEnv, sharding: str | None = None) -> Any:
     plan = make_plan(
-        nn.ModuleDict({"tables": collection}), collection, sharding,
+        nn.ModuleDict({"tables": collection}), sharding,
         world_size=1, local_world_size=1, device_type="cpu", batch_size=BATCH,
     )  # fmt: skip
     return Sharder().shard(collection, plan.plan["tables"], env, torch.device("cpu"))  # type: ignore[arg-type]
@@ -105,9 +105,8 @@ def allowed() -> list[tuple[Combine, str]]:
 
 def test_what_is_allowed() -> None:
     found = {combine: {kind for own, kind in allowed() if own == combine} for combine in Combine}
-    assert found[Combine.ADD] == set(SHARDING_TYPES)
-    assert found[Combine.MULT] == {"table_wise", "data_parallel", "column_wise", "table_column_wise"}
-    assert found[Combine.CONCAT] == {"table_wise", "data_parallel"}
+    assert found[Combine.ADD] == found[Combine.MULT] == set(SHARDING_TYPES)
+    assert found[Combine.CONCAT] == {"table_wise", "data_parallel", "row_wise", "table_row_wise"}
 
 
 @pytest.mark.parametrize(("combine", "sharding"), allowed())
@@ -253,14 +252,8 @@ def test_a_table_without_representation_is_named() -> None:
 @pytest.mark.parametrize(
     ("combine", "sharding", "message"),
     [
-        (Combine.MULT, "row_wise", "combine mult needs the rows of an id's buckets on one rank"),
-        (
-            Combine.MULT,
-            "grid_shard",
-            "take one of table_wise, data_parallel, column_wise, table_column_wise, or combine",
-        ),
-        (Combine.CONCAT, "table_row_wise", "take one of table_wise, data_parallel, or combine add"),
-        (Combine.CONCAT, "column_wise", "take one of table_wise, data_parallel, or combine add or mult"),
+        (Combine.CONCAT, "column_wise", "take one of table_wise, data_parallel, row_wise, table_row_wise, or combine"),
+        (Combine.CONCAT, "grid_shard", "combine concat has some of a vector's columns in each row"),
     ],
 )
 def test_a_refusal_names_table_sharding_and_mend(

@@ -52,7 +52,7 @@ def collection_with(
 
 def plan_of(collection: EmbeddingBagCollection, sharding: str | None, ranks: int = 4, per_node: int = 2) -> Any:
     plan: ShardingPlan = make_plan(
-        nn.ModuleDict({"tables": collection}), collection, sharding,
+        nn.ModuleDict({"tables": collection}), sharding,
         world_size=ranks, local_world_size=per_node, device_type="cpu", batch_size=64,
     )  # fmt: skip
     return plan.plan["tables"]
@@ -178,6 +178,7 @@ def test_tables_cost_what_is_read_of_them() -> None:
     assert reads_of(add, "a", "table_wise") == 2.0
     assert reads_of(concat, "a", "table_wise") == 1.0
     assert reads_of(add, "a", "row_wise") == 1.0  # of each of two rows that travel instead of an id
+    assert reads_of(concat, "a", "row_wise") == 0.5  # and which are half as wide
     assert [option.input_lengths for option in options(collection_with(add), "row_wise")] == [[2.0], [2.0]]
     assert [option.input_lengths for option in options(collection_with(add), "table_wise")] == [[1.0], [1.0]]
     assert KernelCost(2.0).coefficients.default.fwd.lookup_size_multiplier == 2.0

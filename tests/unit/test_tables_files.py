@@ -246,6 +246,7 @@ def at(value, path):
         (["fields", 1, "definition"], "other", r"fields\[1\].definition: must be floor_ln_squared"),
         (["fields", 2, "definition"], None, r"fields\[2\].definition: must be fnv1a64_mix64"),
         (["fields", 2, "oov_row"], 0, r"fields\[2\]: encoding hash has no"),
+        (["fields", 2, "encoding"], "id", r"fields\[2\].definition: must be None for encoding id"),
         (["dense", "path"], "../dense.safetensors", "dense.path: must be"),
         (["dense"], None, "dense: must be an object"),
     ],

@@ -244,6 +244,17 @@ def test_log_buckets_are_those_of_the_data(tmp_path):
             tables.rows("f", bad)
 
 
+def test_ids_are_their_own_rows(tmp_path):
+    tables = write_keys(tmp_path, None, encoding="id", rows=17)
+    assert tables.fields["f"].oov_row is None
+    assert tables.rows("f", [0, 16, 3]).tolist() == [0, 16, 3]
+    for bad in ([17], [-1]):
+        with pytest.raises(ValueError, match=r"field f: id .* is outside its table of 17 rows"):
+            tables.rows("f", bad)
+    with pytest.raises(ValueError, match="field f: ids must be one row of whole numbers"):
+        tables.rows("f", ["3"])
+
+
 def test_hashed_keys_are_those_of_the_data(tmp_path):
     tables = write_keys(tmp_path, None, encoding="hash", rows=17)
     keys = [f"k{i}" for i in range(100)] + ["", "é"]

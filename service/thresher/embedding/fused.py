@@ -37,7 +37,7 @@ class TablePart:
     Attributes:
         table: where it lies in the group's flat tensors.
         name: of the table.
-        first_row: row of the whole table at which the shard begins.
+        first_row: row of the whole table at which the shard begins; of rows that lie side by side each counts.
         first_column: column of the whole table at which the shard begins.
         columns: of the whole table.
         counted: whether this rank speaks for the shard: of a table that every rank holds only the first does.
@@ -163,13 +163,17 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         return layout.kept_of(flat, group.starts, table) if group.mask.numel() else layout.elements(flat, table)
 
     def dense_rows(self, part: TablePart, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Rows of a shard as [rows, D], 0 where pruned, and which entries stay, or none where all do."""
+        """Rows of a shard as lookups give them, float32 [rows, D], and which entries stay, or none where all do."""
         group, table = self.group, part.table
-        if not group.mask.numel():
-            return layout.elements(group.weights, table)[start:stop], None
         rows = torch.arange(start, min(stop, table.rows), device=group.weights.device)
-        chosen = reference.Rows(table, rows, group.mask, group.starts)
-        return chosen.read(group.weights), layout.unpack_masks(layout.masks_of(group.mask, table)[rows], table.dim)
+        values = reference.Rows(table, rows, group.mask, group.starts).read(group.weights)
+        if group.mask.numel():
+            return values, layout.unpack_masks(layout.masks_of(group.mask, table)[rows], table.dim)
+        if group.shared != Shared.NONE:
+            s = self.thresholds_of(part)
+            own = s[rows] if group.shared in (Shared.ROW, Shared.ELEMENT) else s
+            values = reference.soft_threshold(values, torch.sigmoid(own + group.pressure))
+        return values, None
 
     def parts(self) -> Iterator[TablePart]:
         """The shards, in the order of the group."""
@@ -180,12 +184,19 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             self._col_offset,
             strict=True,
         ):
-            yield TablePart(table, shard.name, first_row, first_column, shard.embedding_dim, self._counted)
+            beside = shard.local_cols // table.dim
+            yield TablePart(table, shard.name, first_row * beside, first_column, shard.embedding_dim, self._counted)
 
     def shared_of(self, part: TablePart) -> Tensor:
         """The replicated thresholds of a shard, [1] or one for each of its columns."""
         s = self.shared_thresholds[part.table.number]
         return s.narrow(0, part.first_column, part.table.dim) if self.group.shared == Shared.COLUMN else s
+
+    def thresholds_of(self, part: TablePart) -> Tensor:
+        """S of a shard that learns thresholds: [1, 1], [1, D], [N, 1] or [N, D]."""
+        if self.shared_thresholds:
+            return self.shared_of(part).detach().view(1, -1)
+        return layout.thresholds_of(self.group.thresholds, part.table, self.group.shared)
 
     def row_states(self) -> Iterator[tuple[ShardedEmbeddingTable, dict[str, Tensor]]]:
         """What a table's shard holds beside its values: `threshold` and `seen`, [N, 1] or [N, D] views."""

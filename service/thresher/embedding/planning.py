@@ -37,7 +37,7 @@ from thresher.embedding.compact import kept_entries
 from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
 from thresher.embedding.sharding import Sharder
 from thresher.embedding.sharding_types import COLUMN_SPLIT, ROW_SPLIT, SHARDING_TYPES, allowed_types, refusal
-from thresher.kernels.layout import BLOCK_ROWS, STATES, Combine, Shared
+from thresher.kernels.layout import BLOCK_ROWS, STATES, Shared
 
 # On one node they are row-wise and column-wise under another name.
 _MANY_NODES = (
@@ -50,7 +50,6 @@ _CACHE_LINE = 16  # columns of float32; narrower blocks would fetch the same lin
 
 def make_plan(
     model: nn.Module,
-    collection: EmbeddingBagCollection,
     sharding: str | None,
     *,
     world_size: int,
@@ -61,8 +60,7 @@ def make_plan(
     """Where each table's parts go. Every rank makes the same plan by itself, and fails by itself.
 
     Args:
-        model: has the collection somewhere inside.
-        collection: the tables.
+        model: has the collections somewhere inside.
         sharding: TorchRec's name of the sharding type of all tables; None to choose for each table.
         world_size: ranks.
         local_world_size: ranks on a node.
@@ -73,7 +71,8 @@ def make_plan(
         ValueError: if a table cannot have the sharding type.
     """
     constraints = {}
-    for config in collection.embedding_bag_configs():
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    for collection, config in ((own, config) for own in collections for config in own.embedding_bag_configs()):
         representation, optimizer = collection.representations[config.name], collection.optimizer
         if sharding is None:
             types = _worth_choosing(representation, optimizer, config.embedding_dim, world_size, local_world_size)
@@ -244,9 +243,10 @@ def reads_of(representation: Representation, table: str, sharding_type: str) -> 
         return 2.0
     if isinstance(representation, Masked):
         return 1.25
-    # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
-    if isinstance(representation, Composed) and representation.combine != Combine.CONCAT:
-        return 1.0 if sharding_type in ROW_SPLIT else float(len(representation.partitions[table]))
+    if isinstance(representation, Composed):
+        rows, share = len(representation.partitions[table]), representation.beside(table)
+        # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
+        return (1.0 if sharding_type in ROW_SPLIT else float(rows)) / share
     return 1.0
 
 

@@ -27,20 +27,23 @@ from torchrec.distributed.embedding_types import (
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingEnv, ShardingType
-from torchrec.modules.embedding_configs import data_type_to_dtype
+from torchrec.modules.embedding_configs import PoolingType, data_type_to_dtype
 from torchrec.optim.fused import EmptyFusedOptimizer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from thresher.embedding.bucket_rows import bucket_rows
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import flat_sharded
+from thresher.embedding.exchanged import ExchangedSharding
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.replicated import ReplicatedSharding
 from thresher.embedding.representation import Composed, Masked, Representation, SoftThreshold, TableKernel
 from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
 from thresher.embedding.state import own_parts, sharded_like
-from thresher.kernels.layout import Shared
+from thresher.kernels.layout import Combine, Shared
+
+_EXCHANGED = "exchanged"  # beside TorchRec's names of sharding types
 
 
 class _Lookup(GroupedPooledEmbeddingsLookup):
@@ -73,6 +76,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 raise ValueError(f"table {name}, sharding {parameter.sharding_type}: {problem}")
         self.representations = module.representations  # read by the hooks that super().__init__ calls
         self.soft_threshold = module.soft_threshold
+        self.seed = module.seed
         super().__init__(module, plan, *args, **kwargs)
         self.shared_thresholds = nn.ParameterDict()
         if module.soft_threshold and module.soft_threshold.replicated:
@@ -101,11 +105,13 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
     def create_grouped_sharding_infos(cls, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Put our marker in place of FBGEMM's parameters; tables with equal markers form a group."""
         infos = super().create_grouped_sharding_infos(module, *args, **kwargs)
-        for info in itertools.chain(*infos.values()):
+        found: dict[str, list[EmbeddingShardingInfo]] = {}
+        for kind, info in ((kind, info) for kind, own in infos.items() for info in own):
             representation = module.representations[info.embedding_config.name]
             kernel = TableKernel(representation, module.optimizer, module.seed, module.init_scale)
             info.fused_params = {KERNEL: kernel}
-        return infos
+            found.setdefault(_EXCHANGED if _rows_travel(representation, kind) else kind, []).append(info)
+        return found
 
     @classmethod
     def create_embedding_bag_sharding(
@@ -116,20 +122,22 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         permute_embeddings: bool = False,
         qcomm_codecs_registry: Any = None,
     ) -> Any:
-        """TorchRec's sharding, but for tables that every rank holds: TorchRec would wrap those in DDP."""
-        if sharding_infos[0].param_sharding.sharding_type == ShardingType.DATA_PARALLEL.value:
+        """TorchRec's sharding, but for tables that every rank holds (it would use DDP) or whose rows travel."""
+        kind = sharding_infos[0].param_sharding.sharding_type
+        if kind == ShardingType.DATA_PARALLEL.value:
             return ReplicatedSharding(sharding_infos, env, device)
+        if _rows_travel(sharding_infos[0].fused_params[KERNEL].representation, kind):
+            return ExchangedSharding(sharding_infos, env, device)
         return super().create_embedding_bag_sharding(
             sharding_infos, env, device, permute_embeddings, qcomm_codecs_registry
         )
 
     def _create_lookups(self) -> None:
+        self._divide_means(ShardingType.GRID_SHARD.value)  # as TorchRec does for row-wise and table-row-wise tables
         for kind, sharding in zip(self._sharding_types, self._embedding_shardings, strict=True):
-            if isinstance(sharding, ReplicatedSharding):
+            if isinstance(sharding, ReplicatedSharding | ExchangedSharding):
                 self._lookups.append(sharding.create_lookup(self._device))
                 continue
-            if kind == ShardingType.GRID_SHARD.value:  # TorchRec does it for row-wise and table-row-wise tables only
-                self._divide_means(kind)
             self._lookups.append(
                 _Lookup(
                     sharding._grouped_embedding_configs_per_rank[self._env.rank],
@@ -149,6 +157,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
     def _create_input_dist(self, input_feature_names: list[str]) -> None:
         super()._create_input_dist(input_feature_names)
+        self._divisor_rows = torch.tensor(self._divisors_of(input_feature_names), device=self._device)
         for kind, sharding, input_dist in zip(
             self._sharding_types, self._embedding_shardings, self._input_dists, strict=True
         ):
@@ -171,9 +180,29 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             raise ValueError("batch sizes that differ between features have no kernel yet; give each the same stride")
         awaitable = super().input_dist(ctx, features)
         if self._has_mean_pooling_callback:
-            # TorchRec divides every row-wise field by its length + 1e-6, one-hot ones too, which costs the last bits.
-            ctx.divisor = ctx.divisor.round().clamp_(min=1)
+            ctx.divisor = self._divisor(features)
         return awaitable
+
+    def _divisor(self, features: KeyedJaggedTensor) -> Tensor:
+        """By what the vectors [B, Σ D] are divided: where rows are split and pooled to means, by the ids of a bag.
+
+        TorchRec's divides those of all other tables too, once more or wrongly, as soon as one table needs it.
+        """
+        lengths_FB = features.lengths().view(len(features.keys()), -1).float().clamp(min=1)
+        one_1B = lengths_FB.new_ones(1, lengths_FB.shape[1])
+        return torch.cat([lengths_FB, one_1B])[self._divisor_rows].T.repeat_interleave(self._dim_per_key, dim=1)
+
+    def _divisors_of(self, features: list[str]) -> list[int]:
+        """For the vectors in their order, the place of the feature whose bags' lengths divide them; one more for 1."""
+        tables = {config.name: config for config in self._embedding_bag_configs}
+        only = {feature: config.name for config in tables.values() for feature in config.feature_names}
+        found = []
+        for name in self._embedding_names:
+            feature, _, table = name.partition("@")  # with its table, where a feature is looked up in several
+            config = tables[table or only[feature]]
+            split = self.module_sharding_plan[config.name].sharding_type in ROW_SPLIT
+            found.append(features.index(feature) if split and config.pooling == PoolingType.MEAN else len(features))
+        return found
 
     def kernels(self) -> Iterator[FusedEmbeddingBag]:
         """This rank's groups of tables."""
@@ -283,6 +312,11 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             yield name
 
 
+def _rows_travel(representation: Representation, sharding_type: str) -> bool:
+    """Whether vectors are no sums of what the ranks could look up of them each for itself."""
+    return isinstance(representation, Composed) and representation.combine != Combine.ADD and sharding_type in ROW_SPLIT
+
+
 def _expected_states(representation: Representation) -> dict[str, tuple[torch.dtype, bool]]:
     """What a table has beside its values, also where a rank has no shard: dtype, and whether one value a row."""
     if not isinstance(representation, SoftThreshold):
@@ -335,13 +369,18 @@ class Sharder(EmbeddingBagCollectionSharder):
         return EmbeddingBagCollection
 
 
+def collections_of(model: nn.Module) -> list[ShardedCollection]:
+    """The sharded collections of a model."""
+    return [module for module in model.modules() if isinstance(module, ShardedCollection)]
+
+
 def collection_of(model: nn.Module) -> ShardedCollection:
     """The one sharded collection of a model.
 
     Raises:
         ValueError: if the model has none, or several.
     """
-    found = [module for module in model.modules() if isinstance(module, ShardedCollection)]
+    found = collections_of(model)
     if len(found) != 1:
         raise ValueError(f"the model has {len(found)} sharded EmbeddingBagCollections; Thresher needs exactly 1")
     return found[0]

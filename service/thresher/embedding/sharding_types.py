@@ -44,18 +44,13 @@ def allowed_types(representation: Representation, optimizer: RowOptimizer) -> li
 
 def _obstacle(representation: Representation, optimizer: RowOptimizer, sharding_type: str) -> tuple[str, str] | None:
     """Why such tables cannot have this sharding type, and what else than another sharding would help."""
-    if isinstance(representation, Composed):
-        if representation.combine != Combine.ADD and sharding_type in ROW_SPLIT:
-            return (
-                f"combine {representation.combine.name.lower()} needs the rows of an id's buckets on one rank, as only "
-                "their sum can be made from the ranks' parts",
-                ", or combine add",
-            )
-        if representation.combine == Combine.CONCAT and sharding_type in COLUMN_SPLIT:
+    if isinstance(representation, Composed) and representation.combine == Combine.CONCAT:
+        if sharding_type in COLUMN_SPLIT:
             return (
                 "combine concat has some of a vector's columns in each row, whose own may then not be split",
                 ", or combine add or mult",
             )
+        return None
     if sharding_type in COLUMN_SPLIT:
         if isinstance(representation, SoftThreshold) and representation.shared == Shared.ROW:
             return (

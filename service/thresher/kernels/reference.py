@@ -62,7 +62,7 @@ def lookup(
         rows_LK = stacked_rows(bags.ids_L, splits[number])
         chosen = Rows(tables[number], rows_LK.flatten(), mask, starts)
         vectors_LKD = _vectors(chosen, weights, thresholds, Shared(shared), pressure).view(*rows_LK.shape, dims[number])
-        pooled.append(bags.pool(_combined(vectors_LKD, Combine(combine)), mean))
+        pooled.append(bags.pool(combined(vectors_LKD, Combine(combine)), mean))
     return torch.cat(pooled, dim=1)
 
 
@@ -111,7 +111,7 @@ def update(
             vectors_LKD = _vectors(chosen, weights, thresholds, shared, pressure).view(*rows_LK.shape, table.dim)
             grad_LD = bags.spread(columns[feature], mean)
             if sample_weight_grad:
-                weight_grads.append((feature, (grad_LD * _combined(vectors_LKD, Combine(combine))).sum(1)))
+                weight_grads.append((feature, (grad_LD * combined(vectors_LKD, Combine(combine))).sum(1)))
             rows_P.append(rows_LK.flatten())
             grads_PD.append(_grad_of_rows(bags.weighted(grad_LD), vectors_LKD, Combine(combine)).flatten(0, 1))
         if not rows_P:
@@ -211,7 +211,7 @@ def _vectors(chosen: Rows, weights: Tensor, thresholds: Tensor, shared: Shared, 
     return soft_threshold(values, torch.sigmoid((s[chosen.rows] if shared >= Shared.ROW else s) + pressure))
 
 
-def _combined(vectors_LKD: Tensor, combine: Combine) -> Tensor:
+def combined(vectors_LKD: Tensor, combine: Combine) -> Tensor:
     """One vector for each id, [L, D], or [L, K·D] for `CONCAT`."""
     if combine == Combine.CONCAT:
         return vectors_LKD.flatten(1)

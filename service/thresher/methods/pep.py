@@ -15,19 +15,18 @@ columns freely waste most of what they keep: later columns start with higher thr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
-from thresher.embedding.representation import SoftThreshold
-from thresher.embedding.sharding import ShardedCollection
+from thresher.embedding.representation import Representation, SoftThreshold
 from thresher.kernels import layout
 from thresher.kernels.layout import Shared
 from thresher.methods.masks import ShardMask
@@ -36,6 +35,21 @@ from thresher.spec import SearchSpec
 
 PUBLISHED_DRIFT = 1e-3  # rise of s a step in published code: Adam normalises the weight decay to its learning rate
 _SAMPLE = 1 << 20  # entries over all ranks that a count looks at
+
+
+class Tables(Protocol):
+    """What a search must know of sharded tables: those of a `ShardedCollection`, or of several together."""
+
+    @property
+    def representations(self) -> Mapping[str, Representation]:
+        """Of each table, by its name; alike on every rank."""
+
+    @property
+    def shared_thresholds(self) -> nn.ParameterDict:
+        """The replicated thresholds."""
+
+    def kernels(self) -> Iterator[FusedEmbeddingBag]:
+        """This rank's groups of tables."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +72,14 @@ class TableShard:
         return margin.masked_fill(~self.seen_N1[start:stop], -math.inf)
 
 
-def table_shards(collection: ShardedCollection, replicas: bool = False) -> list[TableShard]:
+def table_shards(collection: Tables, replicas: bool = False) -> list[TableShard]:
     """This rank's shards of the tables that learn thresholds.
 
     Args:
         collection: the tables.
         replicas: also give the tables that every rank holds where this rank is not the one that speaks for them.
     """
-    place = {name: number for number, name in enumerate(collection._table_names)}
+    place = {name: number for number, name in enumerate(collection.representations)}
     return [
         _shard(kernel, part, place[part.name])
         for kernel in collection.kernels()
@@ -77,11 +91,6 @@ def table_shards(collection: ShardedCollection, replicas: bool = False) -> list[
 
 def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard:
     group = kernel.group
-    threshold = (
-        kernel.shared_of(part).detach().view(1, -1)
-        if kernel.shared_thresholds
-        else layout.thresholds_of(group.thresholds, part.table, group.shared)
-    )
     return TableShard(
         name=part.name,
         table=table,
@@ -89,7 +98,7 @@ def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard
         first_column=part.first_column,
         columns=part.columns,
         weight_ND=layout.elements(group.weights, part.table),
-        threshold=threshold,
+        threshold=kernel.thresholds_of(part),
         seen_N1=layout.per_row(group.seen, part.table),
     )
 
@@ -109,28 +118,36 @@ def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Te
     )
 
 
+def shard_masks(shards: Sequence[TableShard], masks: Sequence[Tensor]) -> list[ShardMask]:
+    """The masks [N, D] of shards with their places in the tables."""
+    return [
+        ShardMask(shard.name, shard.table, shard.first_row, shard.first_column, mask_ND)
+        for shard, mask_ND in zip(shards, masks, strict=True)
+    ]
+
+
 @torch.no_grad()
-def start_thresholds(
-    collection: ShardedCollection, spec: SearchSpec, counts: Mapping[str, NDArray[np.integer[Any]]]
-) -> None:
+def start_thresholds(collection: Tables, spec: SearchSpec, counts: Mapping[str, NDArray[np.integer[Any]]]) -> None:
     """Give the thresholds their values before the first step.
 
     Args:
         collection: the tables, with learned thresholds.
         spec: the search.
-        counts: training occurrences of each row [N], by table.
+        counts: training occurrences of each row [N], by table; rows of tables that are left out all start alike.
     """
     learned = {name for name, own in collection.representations.items() if isinstance(own, SoftThreshold)}
     logs = {name: np.log1p(count) for name, count in counts.items() if name in learned}
-    mean = sum(log.sum() for log in logs.values()) / sum(log.size for log in logs.values())
+    mean = sum(log.sum() for log in logs.values()) / max(1, sum(log.size for log in logs.values()))
     for parameter in collection.shared_thresholds.values():  # also those of tables that other ranks hold
         parameter.copy_(spec.threshold_init + _column_prior(spec, 0, parameter.numel(), parameter.numel()))
     if collection.shared_thresholds:
         return
     for shard in table_shards(collection, replicas=True):
         rows, width = shard.threshold.shape
-        own = logs[shard.name][shard.first_row : shard.first_row + rows]
-        s = spec.threshold_init - spec.frequency_prior * torch.from_numpy(own - mean).float().unsqueeze(1)
+        s = torch.full((rows, 1), spec.threshold_init)
+        if shard.name in logs:
+            own = logs[shard.name][shard.first_row : shard.first_row + rows]
+            s = s - spec.frequency_prior * torch.from_numpy(own - mean).float().unsqueeze(1)
         if width == shard.weight_ND.shape[1]:
             s = s + _column_prior(spec, shard.first_column, width, shard.columns)
         shard.threshold.copy_(s)
@@ -155,7 +172,7 @@ class Pressure:
 
     def __init__(
         self,
-        collection: ShardedCollection,
+        collection: Tables,
         spec: SearchSpec,
         kept: Mapping[str, int],
         total_params: int,
@@ -220,14 +237,7 @@ class Pressure:
             if name in taken or not (reached or step == self._total_steps):
                 continue
             shards = table_shards(self._collection)
-            masks = exact_masks(shards, pressure, params)
-            self._take(
-                name,
-                [
-                    ShardMask(shard.name, shard.table, shard.first_row, shard.first_column, mask_ND)
-                    for shard, mask_ND in zip(shards, masks, strict=True)
-                ],
-            )
+            self._take(name, shard_masks(shards, exact_masks(shards, pressure, params)))
             taken.append(name)
             if not reached:
                 stalled.append(name)

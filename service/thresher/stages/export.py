@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher import rundir
 from thresher.budget import Budget, budget_name
-from thresher.embedding.fused import FusedEmbeddingBag, TablePart
 from thresher.embedding.representation import Masked
+from thresher.embedding.rows import Rows, table_rows
 from thresher.embedding.table_plan import TablePlan, path_name, projection_name
 from thresher.methods.scheme import read_scheme
 from thresher.methods.shared_rows import composition_of
@@ -27,12 +25,8 @@ from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.tables import Writer
 from thresher.train.build import Job
-from thresher.train.group import Ranks, process_group
+from thresher.train.group import process_group
 from thresher.train.trained import load_trained, model_plan
-
-_CHUNK_ROWS = 1 << 16
-
-Rows = tuple[NDArray[np.float32], NDArray[np.bool_] | None]
 
 
 def run(spec: Spec) -> None:
@@ -82,7 +76,7 @@ def _write(
         own = plan.fields[name]
         rows, columns = own.shape(name, field["rows"])
         apart = job.dense.get(f"{path_name(job.fields_at, name)}.table")
-        chunks = _table_rows(job, name, job.ranks) if apart is None else iter([(_numpy(apart), None)])
+        chunks = table_rows(job.collection, name) if apart is None else iter([(_numpy(apart), None)])
         if writer is None:
             for _ in chunks:
                 pass
@@ -107,54 +101,6 @@ def _write(
         tables = plan.exported_apart(job.fields_at)
         writer.dense({name: _numpy(p) for name, p in job.dense.items() if name not in tables})
         writer.finish()
-
-
-def _table_rows(job: Job, table: str, ranks: Ranks) -> Iterator[Rows]:
-    """A table's rows in order, on the first rank; the other ranks send theirs and get nothing."""
-    own = {
-        (part.first_row, part.first_column): (kernel, part)
-        for kernel in job.collection.kernels()
-        for part in kernel.parts()
-        if part.name == table and part.counted
-    }
-    spans: list[list[tuple[int, int, int]]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(spans, [(row, part.table.rows, column) for (row, column), (_, part) in own.items()])
-    in_order = sorted((*span, rank) for rank, parts in enumerate(spans) for span in parts)
-    for (first, count), blocks in groupby(in_order, key=lambda span: span[:2]):
-        owners = [(column, owner) for _, _, column, owner in blocks]
-        for start in range(0, count, _CHUNK_ROWS):
-            found = [_to_first(_cut(own.get((first, column)), start), owner, ranks) for column, owner in owners]
-            if ranks.first:
-                yield _beside(found)
-
-
-def _cut(held: tuple[FusedEmbeddingBag, TablePart] | None, start: int) -> Rows | None:
-    """A chunk of a part's rows, where this rank has it."""
-    if held is None:
-        return None
-    kernel, part = held
-    values, kept = kernel.dense_rows(part, start, start + _CHUNK_ROWS)
-    return values.cpu().numpy(), None if kept is None else kept.cpu().numpy()
-
-
-def _beside(blocks: list[Rows]) -> Rows:
-    """Rows from blocks of their columns."""
-    if len(blocks) == 1:
-        return blocks[0]
-    masks = [mask for _, mask in blocks if mask is not None]
-    values = np.concatenate([values for values, _ in blocks], axis=1)
-    return values, np.concatenate(masks, axis=1) if masks else None
-
-
-def _to_first(rows: Rows | None, owner: int, ranks: Ranks) -> Rows:
-    if owner != 0:
-        box: list[Any] = [rows]
-        if ranks.rank == owner:
-            dist.send_object_list(box, dst=0)
-        elif ranks.first:
-            dist.recv_object_list(box, src=owner)
-        rows = box[0]
-    return rows  # type: ignore[return-value]
 
 
 def _numpy(parameter: Tensor) -> NDArray[np.float32]:

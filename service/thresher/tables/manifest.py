@@ -40,7 +40,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Kind = Literal["categorical", "multi", "numeric"]
 Pooling = Literal["sum", "mean"]
-Encoding = Literal["vocabulary", "hash", "log_bucket"]
+Encoding = Literal["vocabulary", "hash", "log_bucket", "id"]
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,13 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
     definition = member["definition"]
     oov_row = member["oov_row"]
     vocabulary = member["vocabulary"]
-    encoding = check.one_of(member["encoding"], f"{at}.encoding", ("vocabulary", "hash", "log_bucket"))
+    encoding = check.one_of(member["encoding"], f"{at}.encoding", ("vocabulary", "hash", "log_bucket", "id"))
     if definition != DEFINITIONS.get(encoding):
         raise check.fail(f"{at}.definition", f"{DEFINITIONS.get(encoding)} for encoding {encoding}", definition)
-    if encoding == "hash" and (vocabulary is not None or oov_row is not None):
-        raise ValueError(f"{check.where}: {at}: encoding hash has no vocabulary and no oov_row")
-    if encoding != "hash" and (vocabulary is None or oov_row is None):
+    listed = encoding in ("vocabulary", "log_bucket")
+    if not listed and (vocabulary is not None or oov_row is not None):
+        raise ValueError(f"{check.where}: {at}: encoding {encoding} has no vocabulary and no oov_row")
+    if listed and (vocabulary is None or oov_row is None):
         raise ValueError(f"{check.where}: {at}: encoding {encoding} needs a vocabulary, and oov_row 0")
     composition, projection = member["composition"], member["projection"]
     if composition is not None:

@@ -106,7 +106,7 @@ class Tables:
         return {name: self._embed(self._field(name), value) for name, value in ids.items()}
 
     def rows(self, field: str, keys: Any) -> npt.NDArray[np.int64]:
-        """Ids `[L]` of raw keys, for `embed`; unknown keys get the OOV id 0.
+        """Ids `[L]` of raw keys, for `embed`; keys that a vocabulary does not know get the OOV id 0.
 
         Args:
             field: name of the field.
@@ -116,6 +116,8 @@ class Tables:
             ValueError: names the field, and why a key cannot be one of its keys.
         """
         entry = self._field(field)
+        if entry.encoding == "id":
+            return _checked_ids(keys, self._ids(entry), field)
         if entry.encoding == "log_bucket":
             return self._vocabularies[field].rows(log_buckets(keys, field), field)
         if entry.encoding == "hash":

@@ -115,7 +115,7 @@ class Writer:
             name: of the field.
             table: its table, which must have been started.
             kind: `multi` has bags of ids, the others one id a sample.
-            encoding: how raw keys become rows.
+            encoding: how raw keys become rows; with `id` they are rows already.
             pooling: how the vectors of a bag are combined.
             keys: `vocabulary` and `log_bucket`: `keys[i]` has id i + 1; strings, or an int64 array.
             composition: how ids share rows; none where each id has the row of its number.
@@ -136,7 +136,7 @@ class Writer:
                 "pooling": pooling,
                 "encoding": encoding,
                 "definition": DEFINITIONS.get(encoding),
-                "oov_row": None if encoding == "hash" else 0,
+                "oov_row": 0 if encoding in ("vocabulary", "log_bucket") else None,
                 "vocabulary": None
                 if keys is None
                 else {"form": "utf8", "keys": len(keys), "file": {"path": vocabulary_path(name), **_LATER}},

@@ -182,7 +182,6 @@ def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, rank
         sharding = None  # a search may split columns, but what it leaves of a row is stored together
     return make_plan(
         model,
-        collection,
         sharding,
         world_size=ranks.world_size,
         local_world_size=ranks.local_world_size,
