@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedTensor
 from typer.testing import CliRunner
 
 from thresher import cli, launch, pipeline, trust
@@ -74,8 +75,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Given(nn.Module):
-    def forward(self, sparse: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return sparse
+    def forward(self, sparse: torch.Tensor) -> KeyedTensor:
+        return KeyedTensor(list(DIMS), list(DIMS.values()), sparse)
 
 
 def create(factory: str) -> nn.Module:
@@ -95,7 +96,7 @@ def test_a_factory_gets_fields_numeric_inputs_and_spec(folder: Path, monkeypatch
     assert model.given == (2, ModelSpec(factory="own_towers:create", name="fm", dim=4))
     assert create("own_towers:Sum").dims == [4, 4]  # a class is a function too
     assert create("own_towers:uneven").dims == [4, 2]
-    vectors = {"user": torch.ones(3, 4), "item": torch.ones(3, 2)}
+    vectors = torch.ones(3, sum(DIMS.values()))
     assert create("own_towers:uneven")(vectors, torch.empty(3, 0)).tolist() == [6, 6, 6]
     assert (folder / "imported").exists()
 

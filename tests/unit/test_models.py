@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.models.autoint import AutoInt
@@ -229,10 +229,10 @@ def test_initial_values_are_the_seeds(name: str) -> None:
 
 
 class Given(nn.Module):
-    """Takes pooled vectors for ids: what is exported is the model alone."""
+    """Takes pooled vectors [B, Σ D] for ids: what is exported is the model alone."""
 
-    def forward(self, sparse: dict[str, Tensor]) -> dict[str, Tensor]:
-        return sparse
+    def forward(self, sparse: Tensor) -> KeyedTensor:
+        return KeyedTensor(list(MIXED), list(MIXED.values()), sparse)
 
 
 @pytest.mark.parametrize("numeric", [0, 2])
@@ -241,11 +241,11 @@ def test_a_model_can_be_exported_for_any_batch_size(name: str, numeric: int) -> 
     torch.manual_seed(0)
     model = create_model(ModelSpec(name=name), Given(), plan(MIXED), numeric).eval()  # type: ignore[arg-type]
 
-    def inputs(samples: int) -> tuple[dict[str, Tensor], Tensor]:
-        return {field: torch.randn(samples, dim) for field, dim in MIXED.items()}, torch.randn(samples, numeric)
+    def inputs(samples: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(samples, sum(MIXED.values())), torch.randn(samples, numeric)
 
     samples = torch.export.Dim("samples", min=2)
-    shapes = ({field: {0: samples} for field in MIXED}, {0: samples})
+    shapes = ({0: samples}, {0: samples})
     exported = torch.export.export(model, inputs(3), dynamic_shapes=shapes).module()
     others = inputs(7)
     torch.testing.assert_close(exported(*others), model(*others))
@@ -256,7 +256,7 @@ def test_a_model_can_be_exported_for_any_batch_size(name: str, numeric: int) -> 
 def test_a_model_can_be_traced(name: str, numeric: int) -> None:
     """TorchRec's pipelines trace a model with torch.fx."""
     model = create_model(ModelSpec(name=name), Given(), plan(MIXED), numeric)  # type: ignore[arg-type]
-    inputs = {field: torch.randn(3, dim) for field, dim in MIXED.items()}, torch.randn(3, numeric)
+    inputs = torch.randn(3, sum(MIXED.values())), torch.randn(3, numeric)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(*inputs), model(*inputs))
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from thresher.data.loader import Batch
 from thresher.models.fields import Fields
@@ -41,15 +41,18 @@ class MaskedColumns(nn.Module):
         self.names = fields
         self.alpha_FD = nn.Parameter(torch.ones(len(fields), dim, dtype=torch.float64, device=device))
 
-    def forward(self, sparse: KeyedJaggedTensor) -> dict[str, Tensor]:
+    def forward(self, sparse: KeyedJaggedTensor) -> KeyedTensor:
         """Masked vectors [B, D] by field."""
         with torch.no_grad():
             pooled = self.embeddings(sparse).to_dict()
         # In float64, so that the sum over the samples does not depend on how ranks share them out.
-        return {
-            name: (pooled[name].double() * alpha_D).float()
-            for name, alpha_D in zip(self.names, self.alpha_FD, strict=True)
-        }
+        return KeyedTensor.from_tensor_list(
+            self.names,
+            [
+                (pooled[name].double() * alpha_D).float()
+                for name, alpha_D in zip(self.names, self.alpha_FD, strict=True)
+            ],
+        )
 
 
 def saliency(job: Job, batches: Iterable[Batch]) -> tuple[NDArray[np.float64], int]:

@@ -27,6 +27,6 @@ class DeepFM(FM):
 
     def forward(self, sparse: KeyedJaggedTensor, dense_BN: Tensor) -> Tensor:
         """Logits [B]."""
-        vectors_BFD = self.fields.stacked(sparse)
-        deep_B: Tensor = self.deep(torch.cat([vectors_BFD[:, :, 1:].flatten(1), dense_BN], dim=1)).squeeze(1)
-        return self.logits(vectors_BFD, dense_BN) + deep_B
+        first_BF, factors_BFK = self.terms(sparse)
+        deep_B: Tensor = self.deep(torch.cat([factors_BFK.flatten(1), dense_BN], dim=1)).squeeze(1)
+        return self.logits(first_BF, factors_BFK, dense_BN) + deep_B

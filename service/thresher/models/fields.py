@@ -18,7 +18,7 @@ class Fields(nn.Module):
     """Looks the fields up, and makes their vectors equally wide for a model that needs it.
 
     Args:
-        embeddings: collection that gives pooled vectors [B, d_f] by field.
+        embeddings: collection that gives pooled vectors [B, d_f] by field, as a KeyedTensor.
         dims: columns d_f of each field's vectors, at least 1; in the model's order of fields.
         equal: columns that all vectors are to have: narrower and wider ones go through a linear map without bias.
             None leaves each its own.
@@ -50,7 +50,8 @@ class Fields(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
         """Pooled vectors [B, d_f] of each field."""
-        pooled = self.embeddings(sparse if self.expansion is None else self.expansion.rows(sparse))
+        # All fields are taken apart at once: taken one by one, each would cost a gradient of the size of all.
+        pooled = self.embeddings(sparse if self.expansion is None else self.expansion.rows(sparse)).to_dict()
         return [self._vector(name, pooled, sparse) for name in self.names]
 
     def _vector(self, name: str, pooled: Mapping[str, Tensor], sparse: KeyedJaggedTensor) -> Tensor:

@@ -40,9 +40,15 @@ class FM(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor, dense_BN: Tensor) -> Tensor:
         """Logits [B]."""
-        return self.logits(self.fields.stacked(sparse), dense_BN)
+        return self.logits(*self.terms(sparse), dense_BN)
 
-    def logits(self, vectors_BFD: Tensor, dense_BN: Tensor) -> Tensor:
-        """Logits [B] of fields' vectors."""
-        logits_B = self.bias + vectors_BFD[:, :, 0].sum(1) + interactions(vectors_BFD[:, :, 1:])
+    def terms(self, sparse: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
+        """The fields' first-order weights [B, F] and factors [B, F, K]."""
+        vectors_BFD = self.fields.stacked(sparse)
+        first_BF1, factors_BFK = vectors_BFD.split([1, vectors_BFD.shape[2] - 1], dim=2)
+        return first_BF1.squeeze(2), factors_BFK
+
+    def logits(self, first_BF: Tensor, factors_BFK: Tensor, dense_BN: Tensor) -> Tensor:
+        """Logits [B] of the fields' terms and the numeric inputs."""
+        logits_B = self.bias + first_BF.sum(1) + interactions(factors_BFK)
         return logits_B if self.numeric is None else logits_B + self.numeric(dense_BN).squeeze(1)
