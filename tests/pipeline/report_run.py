@@ -178,6 +178,8 @@ def _write_scheme(run_dir: Path, budget: float | int, masks: dict[str, np.ndarra
             "budget": budget,
             "kept_params": sum(int(mask.sum()) for mask in masks.values()),
             "total_params": total,
+            "wanted_params": sum(int(mask.sum()) for mask in masks.values()),
+            "why_not_exact": "",
             "method": "pep",
             "tables": {
                 name: {

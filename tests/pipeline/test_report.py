@@ -54,6 +54,21 @@ def test_the_page_names_the_model(tmp_path: Path) -> None:
     assert "<span>towers.two:create</span>" in (tmp_path / "report.html").read_text()
 
 
+def test_the_page_says_where_a_budget_is_not_met_exactly_and_what_sseds_cost(tmp_path: Path) -> None:
+    spec = write_run(tmp_path)
+    file = tmp_path / "schemes" / "0.2" / "scheme.json"
+    scheme = rundir.read_json(file)
+    rundir.write_json(file, scheme | {"wanted_params": scheme["kept_params"] + 7, "why_not_exact": "a column is 9"})
+    (tmp_path / "search" / "history.json").unlink()
+    found = {"method": "sseds", "batches": 4, "seconds": 0.05, "training_steps_worth": 3.2}
+    rundir.write_json(tmp_path / "search" / "search.json", found)
+    report.run(spec)
+    words = text_of((tmp_path / "report.html").read_text())
+    assert re.search(r"At 20 %, \S+( K)? parameters stay where \S+( K)? were allowed: a column is 9\.", words)
+    assert "SSEDS looked once at 4 batches" in words
+    assert "it took 0.05 s, as long as 3.2 training steps" in words
+
+
 def test_every_row_of_the_metrics_is_in_the_table(tmp_path: Path) -> None:
     words = text_of(page(tmp_path))
     for row in rundir.read_json(tmp_path / "metrics.json"):

@@ -52,6 +52,7 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
         split=reported(next(iter(run.rows.values())))["split"],
         results=[_result(run, model, verdict) for model in run.rows],
         accuracy_notes=_accuracy_notes(run, verdict),
+        search_words=_search_words(run),
         **_bytes(run),
         **_fields(run),
         **_data(run),
@@ -143,6 +144,12 @@ def _accuracy_notes(run: Run, verdict: Verdict) -> list[str]:
             f"In bold: the smallest budget whose validation AUC is at most {TOLERANCE} below the uniform model’s, "
             "or the best there where none is. The test split chose nothing."
         )
+    notes += [
+        f"At {label(budget)}, {numbers.count(scheme['kept_params'])} parameters stay where "
+        f"{numbers.count(scheme['wanted_params'])} were allowed: {scheme['why_not_exact']}."
+        for budget, scheme in run.schemes.items()
+        if scheme.get("why_not_exact")
+    ]
     row = reported(next(iter(run.rows.values())))
     split = (run.meta or {}).get("splits", {}).get(row["split"])
     if split and row["auc"] is not None and 0 < split["label_rate"] < 1:
@@ -153,6 +160,21 @@ def _accuracy_notes(run: Run, verdict: Verdict) -> list[str]:
             f"models scored on the same samples are surer than that, but this is one run with one seed ({row['seed']})."
         )
     return notes
+
+
+def _search_words(run: Run) -> str:
+    """What the search of a method without a history did and cost."""
+    found = run.found
+    if found.get("method") == "sseds":
+        worth = found["training_steps_worth"]
+        steps = f", as long as {worth:g} training steps" if worth is not None else ""
+        return (
+            f"SSEDS looked once at {found['batches']} batches of the training samples, after the uniform model was "
+            f"trained; it took {found['seconds']:.2f} s{steps}."
+        )
+    if found.get("method") == "magnitude":
+        return f"The uniform model’s values were ranked by magnitude, in {numbers.duration(found['seconds'])}."
+    return f"The method {found['method']} needs no search: it looks at the tables’ sizes alone." if found else ""
 
 
 def _bytes(run: Run) -> dict[str, Any]:

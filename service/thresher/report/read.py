@@ -77,6 +77,8 @@ class Scheme(TypedDict):
     budget: Budget
     kept_params: int
     total_params: int
+    wanted_params: int
+    why_not_exact: str
     method: str
     tables: dict[str, TableScheme]
 
@@ -92,6 +94,7 @@ class Run:
     spec: Spec
     rows: dict[str, dict[str, MetricsRow]]  # model ("baseline" or a budget), then split
     meta: dict[str, Any] | None
+    found: dict[str, Any]  # what the search says of itself
     search: list[SearchPoint]
     histories: dict[str, list[HistoryPoint]]
     schemes: dict[str, Scheme]
@@ -144,6 +147,7 @@ def read(run_dir: Path, spec: Spec) -> Run:
         spec=spec,
         rows=rows,
         meta=_json(files.data / "meta.json"),
+        found=_json(files.search / "search.json") or {},
         search=_json(files.search / "history.json") or [],
         histories={name: history for name in models if (history := _json(folders[name] / "history.json"))},
         schemes={name: scheme for name in models if (scheme := _json(files.scheme(name) / "scheme.json"))},

@@ -82,7 +82,7 @@ def _auc(run: Run, budget: str, split: str | None) -> float:
 
 def _share(row: MetricsRow, budget: str) -> str:
     """`20 % of the parameters`, from the parameters that really stayed."""
-    if budget.endswith("p"):
+    if budget.endswith(("p", "B")):
         return f"{numbers.count(row['kept_params'])} of {numbers.count(row['total_params'])} parameters"
     return f"{label(budget)} of the parameters"
 
