@@ -176,6 +176,12 @@ class ModelSpec(Section):
         "the factors",
     )
     init_scale: float = Field(0.05, gt=0, le=10, description="tables start uniform in [-init_scale, init_scale)")
+    projection: Literal["narrow", "all"] = Field(
+        "narrow",
+        description="fm, deepfm, autoint, dlrm, which need equally wide vectors. narrow: fields whose tables have "
+        "fewer columns go through a linear map of their own. all: every field does, from the identity on, so that each "
+        "can keep other columns than the fields it meets",
+    )
     hidden: list[Positive] = Field(
         [64, 64], description="wide_deep, deepfm, dlrm (its top network), dcnv2: widths of the hidden layers"
     )

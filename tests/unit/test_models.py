@@ -207,6 +207,20 @@ def test_only_models_that_need_equal_widths_project(name: str) -> None:
         assert list(fields.projections) == ["item", "genres"]  # user is 4 wide as it is
 
 
+@pytest.mark.parametrize("name", ["fm", "deepfm", "autoint", "dlrm"])
+def test_projections_of_all_fields_change_nothing_at_the_start(name: str) -> None:
+    torch.manual_seed(1)
+    collection, inputs = tables(alike(4)), batch(0)
+    spec = ModelSpec.model_validate({"name": name, "dim": 4, "projection": "all"})
+    model = create_model(spec, collection, plan(alike(4), 4), 0).eval()
+    assert list(model.fields.projections) == list(ROWS)  # type: ignore[union-attr, arg-type]
+    expected = collection(inputs[0])
+    for field, vectors_BD in zip(ROWS, model.fields(inputs[0]), strict=True):  # type: ignore[operator]
+        torch.testing.assert_close(vectors_BD, expected[field])
+    model(*inputs).sum().backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 @pytest.mark.parametrize("numeric", [0, 2])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_learns(name: str, numeric: int) -> None:

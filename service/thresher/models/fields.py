@@ -24,6 +24,7 @@ class Fields(nn.Module):
             None leaves each its own.
         expansion: what becomes of the ids of some fields before the lookup.
         paths: modules that give the pooled vectors of fields that are not in the collection.
+        project_all: give vectors that are as wide as `equal` a linear map too, at first the identity.
 
     Attributes:
         names: of the fields.
@@ -37,6 +38,7 @@ class Fields(nn.Module):
         equal: int | None = None,
         expansion: Expansion | None = None,
         paths: Mapping[str, nn.Module] | None = None,
+        project_all: bool = False,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -45,8 +47,15 @@ class Fields(nn.Module):
         self.names = list(dims)
         self.dims = [equal or dim for dim in dims.values()]
         self.projections = nn.ModuleDict(
-            {name: nn.Linear(dim, equal, bias=False) for name, dim in dims.items() if equal not in (None, dim)}
+            {
+                name: nn.Linear(dim, equal, bias=False)
+                for name, dim in dims.items()
+                if equal is not None and (project_all or dim != equal) and name not in self.paths
+            }
         )
+        for name, projection in self.projections.items():
+            if dims[name] == equal:
+                nn.init.eye_(projection.weight)  # type: ignore[arg-type]
 
     def forward(self, sparse: KeyedJaggedTensor) -> list[Tensor]:
         """Pooled vectors [B, d_f] of each field."""
