@@ -355,7 +355,9 @@ class RetrainSpec(Section):
         "rewind", description="tables start from the search's own initial values, or from new ones (the ablation)"
     )
     dense: Literal["rewind", "random", "keep"] = Field(
-        "random", description="the dense part starts as the search's did, anew, or as the search left it"
+        "random",
+        description="the dense part starts as the search's did, anew, or (keep: pep, magnitude) as it was in the model "
+        "that the search trained or looked at",
     )
     epochs: Positive | None = Field(None, description="default: train.epochs")
     embedding_learning_rate: float | None = Field(None, gt=0, description="default: train's")
@@ -457,6 +459,15 @@ class Spec(Section):
             raise ValueError(
                 f"runtime.sharding {sharding}: rows that have thresholds and are multiplied must be on one rank; "
                 "take auto, table_wise, column_wise or data_parallel, or search.combine add"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_part_fits(self) -> Spec:
+        if self.retrain.dense == "keep" and self.search.method not in ("pep", "magnitude"):
+            raise ValueError(
+                "retrain.dense keep: is for the methods pep and magnitude, which have a dense part for what they leave "
+                f"of the tables; with {self.search.method} take rewind or random"
             )
         return self
 

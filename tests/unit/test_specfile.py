@@ -270,6 +270,11 @@ def test_conditions_between_keys_point_at_the_key_they_begin_with(tmp_path: Path
             "search: {partitions: remainder, collisions: 4}\nruntime: {sharding: row_wise}",
             "runtime.sharding row_wise: rows that have thresholds and are multiplied must be on one rank; take auto, ",
         ),
+        (
+            "search: {method: sseds}\nretrain: {dense: keep}",
+            "retrain.dense keep: is for the methods pep and magnitude, which have a dense part for what they leave of "
+            "the tables; with sseds take rewind or random",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_name_the_mend(text: str, expected: str, tmp_path: Path) -> None:
@@ -281,7 +286,7 @@ def test_options_that_do_not_go_together_name_the_mend(text: str, expected: str,
     "text",
     [
         "search: {partitions: remainder, collisions: 4, combine: add}\nruntime: {sharding: row_wise}",
-        "search: {method: magnitude, partitions: remainder}",
+        "search: {method: magnitude, partitions: remainder}\nretrain: {dense: keep}",
     ],
 )
 def test_options_of_other_methods_are_ignored(text: str, tmp_path: Path) -> None:
