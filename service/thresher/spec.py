@@ -307,13 +307,34 @@ class SearchSpec(Section):
     )
     collisions: Positive | None = Field(
         None,
-        description="remainder, quotient_remainder: ids that share a remainder, in place of what the budget allows",
+        description="remainder, quotient_remainder: ids that share a remainder, in place of what the budget allows; "
+        "pep with these as its partitions: the same; with mixed_radix, chinese_remainder: ids to a row",
     )
     threshold: Annotated[int, Field(ge=0)] = Field(
         200,
         description="partitions, double_hash: tables with fewer rows stay as they are; with combine path also the "
         "smallest",
     )
+    partitions: Literal["remainder", "quotient_remainder", "mixed_radix", "chinese_remainder"] | None = Field(
+        None,
+        description="pep: thresholds are learned on the rows of partitions' buckets, which are made for `collisions`, "
+        "added or multiplied (`combine`), and pruned to the budget; it must not be more than the buckets have. "
+        "Default: each id has a row",
+    )
+
+    @model_validator(mode="after")
+    def _partitions_are_pruned(self) -> SearchSpec:
+        if self.method != "pep" or self.partitions is None:
+            return self
+        if self.collisions is None:
+            raise ValueError(
+                f"partitions: {self.partitions} with method: pep needs collisions: the ids that share a row, such as 4"
+            )
+        if self.combine not in ("add", "mult"):
+            raise ValueError(
+                f"combine: {self.combine} has no learned thresholds; with method: pep and partitions take add or mult"
+            )
+        return self
 
 
 class PruneSpec(Section):
@@ -340,7 +361,9 @@ class RetrainSpec(Section):
         "rewind", description="tables start from the search's own initial values, or from new ones (the ablation)"
     )
     dense: Literal["rewind", "random", "keep"] = Field(
-        "random", description="the dense part starts as the search's did, anew, or as the search left it"
+        "random",
+        description="the dense part starts as the search's did, anew, or (keep: pep, magnitude) as it was in the model "
+        "that the search trained or looked at",
     )
     epochs: Positive | None = Field(None, description="default: train.epochs")
     embedding_learning_rate: float | None = Field(None, gt=0, description="default: train's")
@@ -431,6 +454,26 @@ class Spec(Section):
                 f"search.combine concat: model.dim {dim} columns cannot be shared evenly by "
                 f"{'2' if method == 'quotient_remainder' else '2 to 16'} partitions; take an even model.dim, or "
                 "combine add or mult"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _products_stay_together(self) -> Spec:
+        search, sharding = self.search, self.runtime.sharding
+        thresholds_on_products = search.method == "pep" and search.partitions and search.combine == "mult"
+        if thresholds_on_products and sharding in ("row_wise", "table_row_wise", "grid"):
+            raise ValueError(
+                f"runtime.sharding {sharding}: rows that have thresholds and are multiplied must be on one rank; "
+                "take auto, table_wise, column_wise or data_parallel, or search.combine add"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_part_fits(self) -> Spec:
+        if self.retrain.dense == "keep" and self.search.method not in ("pep", "magnitude"):
+            raise ValueError(
+                "retrain.dense keep: is for the methods pep and magnitude, which have a dense part for what they leave "
+                f"of the tables; with {self.search.method} take rewind or random"
             )
         return self
 

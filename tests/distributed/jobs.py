@@ -49,11 +49,16 @@ Case = tuple[str, str, str]  # representation, update rule of the tables, shardi
 
 
 def representation_of(name: str, dim: int, rows: dict[str, int]) -> Representation | dict[str, Representation]:
-    """`dense`, `masked`, a granularity, or a combine, beside which the smallest tables stay plain."""
-    if name in ("add", "mult", "concat"):
-        partitions = {table: partitions_of(name, n) for table, n in rows.items() if n > 9}
-        composed = Composed(partitions, Combine[name.upper()])
-        return {table: composed if table in partitions else Dense() for table in rows}
+    """`dense`, `masked`, a granularity, or a combine, beside which the smallest tables stay plain.
+
+    A combine may be `of` one of the others: `mult of masked`.
+    """
+    combine, _, entries = name.partition(" of ")
+    if combine in ("add", "mult", "concat"):
+        own: Any = representation_of(entries or "dense", dim, rows)
+        partitions = {table: partitions_of(combine, n) for table, n in rows.items() if n > 9}
+        composed = Composed(partitions, Combine[combine.upper()], own)
+        return {table: composed if table in partitions else own for table in rows}
     if name in ("dense", "masked"):
         return Dense() if name == "dense" else Masked(RandomMasks(dim))
     return SoftThreshold(granularity=name, init=-4.0, learning_rate=0.01)  # type: ignore[arg-type]
@@ -143,7 +148,7 @@ def losses(spec: Spec, data: Path, cases: list[Case]) -> dict[Case, tuple[list[f
     with process_group(spec) as ranks:
         assert_batches_of_any_size_are_gathered(ranks)
         for name, rule, sharding in cases:
-            far = 2.0 if name == "mult" else 20.0  # products diverge sooner
+            far = 2.0 if name.startswith("mult") else 20.0  # products diverge sooner
             job = make_job(with_rule(with_sharding(spec, sharding), rule, far), data, ranks, name)
             kinds = {plan.sharding_type.removesuffix("_shard") for plan in job.collection.module_sharding_plan.values()}
             assert kinds == {sharding} or sharding == "mixed"

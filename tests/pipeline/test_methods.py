@@ -18,7 +18,10 @@ from thresher.models.fields import Fields
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.stages import evaluate, export, prepare, prune, report, retrain, search, train
+from thresher.train import loop
+from thresher.train.build import Job
 from thresher.train.group import process_group
+from thresher.train.loop import Trainer
 from thresher.train.trained import load_trained
 
 pytestmark = pytest.mark.timeout(600)
@@ -86,6 +89,27 @@ def test_a_method_keeps_its_budget_and_exports_what_it_trained(method: str, trai
     assert row["auc"] > 0.6
     assert_exports_equal(spec, "0.5")
     assert run.report.stat().st_size > 10_000
+
+
+def test_magnitude_may_keep_the_dense_part_of_the_model_it_looked_at(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    spec = spec_for(tmp_path / "run", "magnitude", retrain={"dense": "keep"})
+    started: list[dict[str, Any]] = []
+
+    def fit(job: Job, *args: Any, **kwargs: Any) -> Trainer:
+        started.append({name: parameter.detach().clone().numpy() for name, parameter in job.dense.items()})
+        return loop.fit(job, *args, **kwargs)
+
+    monkeypatch.setattr(retrain, "fit", fit)
+    for stage in (search, prune, retrain):
+        stage.run(spec)
+    run = RunDir(tmp_path / "run")
+    with process_group(spec) as ranks:
+        left = load_trained(spec, rundir.read_json(run.data / "meta.json"), ranks, run, None).dense
+    for name, parameter in left.items():
+        assert np.array_equal(started[0][name], parameter.detach().numpy())
 
 
 def test_fields_without_columns_leave_the_model(trained: Path, tmp_path: Path) -> None:

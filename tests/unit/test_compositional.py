@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests.distributed.conftest import make_spec
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.path import BucketPath
-from thresher.embedding.representation import Composed
+from thresher.embedding.representation import Composed, SoftThreshold
 from thresher.embedding.separate import Separate
 from thresher.embedding.table_plan import FieldTable
-from thresher.methods.compositional import Rule, balanced, choose, coprimes, integer_root
+from thresher.methods.compositional import Rule, balanced, choose, coprimes, integer_root, to_prune
 from thresher.spec import SearchSpec, Spec
 from thresher.tables.format import MAX_PARTITIONS
 
@@ -166,6 +166,30 @@ def test_tables_share_the_budget_in_proportion_to_their_ids() -> None:
     tables, why = choose(described(ids), 4, 4 * 28_100, SearchSpec(method="remainder"))
     assert why == ""
     assert [table.shape(name, ids[name])[0] for name, table in tables.items()] == [20_000, 8_000, 100]
+
+
+@pytest.mark.parametrize("combine", ["add", "mult"])
+@pytest.mark.parametrize("method", BUDGETED)
+def test_partitions_to_prune_have_the_collisions(method: str, combine: str) -> None:
+    ids = {"large": 40_000, "small": 150, "middle": 900}
+    search = SearchSpec.model_validate({"partitions": method, "combine": combine, "collisions": 8})
+    soft = SoftThreshold("feature")
+    plan = to_prune(described(ids), 6, search, soft)
+    assert plan.fields["small"].representation == soft
+    for name in ("large", "middle"):
+        own = plan.fields[name].representation
+        assert isinstance(own, Composed)
+        assert own.entries == soft
+        assert own.combine.name.lower() == combine
+        rows = -(-ids[name] // 8)
+        assert rows <= own.partitions[name].rows <= rows + (0 if method == "mixed_radix" else 9)
+        assert method == "remainder" or own.partitions[name].is_complementary(ids[name])
+    assert plan.params(ids) == sum(math.prod(plan.fields[name].shape(name, n)) for name, n in ids.items())
+    assert (
+        not to_prune(described(ids), 6, SearchSpec(method="magnitude", partitions="remainder"))
+        .fields["large"]
+        .is_shared
+    )
 
 
 def test_collisions_replace_the_budget() -> None:

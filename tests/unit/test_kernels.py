@@ -37,6 +37,11 @@ CASES = [
         for shared, combine, weighted in itertools.product(Shared, Combine, (False, True))
     ),
     Case(optimizer=Optimizer.ADAGRAD, combine=Combine.MULT, masked=True, **COMPOSED),
+    Case(optimizer=Optimizer.ADAM, combine=Combine.ADD, masked=True, weighted=True, mean=True, **COMPOSED),
+    *(
+        Case(Shared.ELEMENT, Optimizer.ADAM, combine=combine, one_hot=True, **COMPOSED)
+        for combine in (Combine.ADD, Combine.MULT)
+    ),
     *(
         Case(shared, rule, dtype=dtype)
         for dtype in (torch.float16, torch.bfloat16)

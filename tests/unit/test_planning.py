@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,15 @@ from thresher.embedding.planning import (
     reads_of,
     state_bytes,
 )
-from thresher.embedding.representation import Composed, Dense, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import (
+    Composed,
+    Dense,
+    Masked,
+    Representation,
+    RowOptimizer,
+    SoftThreshold,
+    entries_of,
+)
 from thresher.embedding.sharding import Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT, SHARDING_TYPES, allowed_types
 from thresher.kernels import layout
@@ -36,9 +45,13 @@ DENSE = Dense()
 GRANULARITIES = ["global", "table", "dimension", "table_dimension", "feature", "feature_dimension"]
 REPRESENTATIONS: list[Representation] = [Dense(), Masked(RandomMasks(18)), *(SoftThreshold(g) for g in GRANULARITIES)]  # type: ignore[arg-type]
 
-COMPOSED: list[Representation] = [
-    Composed(dict.fromkeys("ab", Partitions.quotient_remainder(1_000_000, 49_000)), combine) for combine in Combine
-]  # of 49,021 rows
+BUCKETS = dict.fromkeys("ab", Partitions.quotient_remainder(1_000_000, 49_000))  # of 49,021 rows
+COMPOSED: list[Representation] = [Composed(BUCKETS, combine) for combine in Combine] + [
+    Composed(BUCKETS, combine, entries)
+    for combine, entries in itertools.product(
+        (Combine.ADD, Combine.MULT), (Masked(RandomMasks(18)), SoftThreshold("feature"), SoftThreshold())
+    )
+]
 
 
 def collection_with(
@@ -121,7 +134,7 @@ def test_estimated_bytes_are_the_allocated_ones(
     (kernel,) = collection_of(nn.ModuleList([sharded])).kernels()
     group = kernel.group
     tensors = [group.weights, *group.weight_states, group.thresholds, *group.threshold_states, group.seen]
-    masked = isinstance(representation, Masked)
+    masked = isinstance(entries_of(representation), Masked)
     tensors += [group.mask[: -layout.MASK_PADDING], group.starts] if masked else []
     allocated = sum(tensor.nbytes for tensor in tensors)
     expected = [
@@ -174,7 +187,9 @@ def test_tables_that_fit_nowhere_are_an_error() -> None:
 
 def test_tables_cost_what_is_read_of_them() -> None:
     assert [reads_of(own, "a", "row_wise") for own in (Dense(), SoftThreshold())] == [1.0, 2.0]
-    add, _, concat = COMPOSED
+    add, _, concat, masked_add, _, learned_add, *_ = COMPOSED
+    assert reads_of(masked_add, "a", "table_wise") == 2.5
+    assert reads_of(learned_add, "a", "row_wise") == 2.0
     assert reads_of(add, "a", "table_wise") == 2.0
     assert reads_of(concat, "a", "table_wise") == 1.0
     assert reads_of(add, "a", "row_wise") == 1.0  # of each of two rows that travel instead of an id

@@ -256,6 +256,44 @@ def test_conditions_between_keys_point_at_the_key_they_begin_with(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "search: {partitions: mixed_radix}",
+            "search: partitions: mixed_radix with method: pep needs collisions: the ids",
+        ),
+        (
+            "search: {partitions: remainder, collisions: 4, combine: concat}",
+            "combine: concat has no learned thresholds; with method: pep and partitions take add or mult",
+        ),
+        (
+            "search: {partitions: remainder, collisions: 4}\nruntime: {sharding: row_wise}",
+            "runtime.sharding row_wise: rows that have thresholds and are multiplied must be on one rank; take auto, ",
+        ),
+        (
+            "search: {method: sseds}\nretrain: {dense: keep}",
+            "retrain.dense keep: is for the methods pep and magnitude, which have a dense part for what they leave of "
+            "the tables; with sseds take rewind or random",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together_name_the_mend(text: str, expected: str, tmp_path: Path) -> None:
+    (error,) = errors(tmp_path, MINIMAL + text)
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "search: {partitions: remainder, collisions: 4, combine: add}\nruntime: {sharding: row_wise}",
+        "search: {method: magnitude, partitions: remainder}\nretrain: {dense: keep}",
+    ],
+)
+def test_options_of_other_methods_are_ignored(text: str, tmp_path: Path) -> None:
+    load(tmp_path, MINIMAL + text)
+
+
+@pytest.mark.parametrize(
     "factory", ["towers", "towers.py:", ":create", "towers:two words", "a..b:create", "a:b:c", "é!:x"]
 )
 def test_a_factory_is_a_module_and_a_function(factory: str, tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection as TorchRecEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from thresher.embedding.representation import Composed, Dense, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import (
+    Composed,
+    Dense,
+    Representation,
+    RowOptimizer,
+    SoftThreshold,
+    entries_of,
+)
 
 
 class EmbeddingBagCollection(TorchRecEmbeddingBagCollection):
@@ -84,8 +91,8 @@ def _one_soft_threshold(representations: Mapping[str, Representation]) -> SoftTh
     """What the tables with learned thresholds have in common: some granularities share thresholds between tables."""
     found: dict[SoftThreshold, str] = {}
     for table, representation in representations.items():
-        if isinstance(representation, SoftThreshold):
-            found.setdefault(representation, table)
+        if isinstance(entries := entries_of(representation), SoftThreshold):
+            found.setdefault(entries, table)
     if len(found) > 1:
         raise ValueError(f"tables {', '.join(found.values())} have different SoftThresholds; give all the same")
     return next(iter(found), None)

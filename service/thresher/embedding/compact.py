@@ -7,7 +7,7 @@ their source and are in no checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -18,7 +18,6 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 
-from thresher.embedding.initial import fill_uniform
 from thresher.embedding.representation import MaskSource
 from thresher.kernels import layout
 from thresher.kernels.layout import Table
@@ -50,14 +49,21 @@ def pack_tables(source: MaskSource, tables: Sequence[tuple[Table, str, int]]) ->
     return torch.cat([*masks, torch.zeros(layout.MASK_PADDING, dtype=torch.uint8)]), torch.cat(starts)
 
 
-def fill_kept(kept: Tensor, mask: Tensor, table: Table, seed: int, name: str, scale: float, first_row: int) -> None:
-    """Fill a shard's kept entries with the values that a full table would have there."""
+def fill_kept(kept: Tensor, mask: Tensor, table: Table, fill: Callable[[Tensor, int], None]) -> None:
+    """Fill a shard's kept entries with the values that a full table would have there.
+
+    Args:
+        kept: the entries.
+        mask: of the group.
+        table: the shard's place in the group.
+        fill: gives full rows of the shard [r, D] their values, from the row of a number on.
+    """
     done = 0
     packed = layout.masks_of(mask, table)
     for start in range(0, table.rows, _CHUNK_ROWS):
         bits = layout.unpack_masks(packed[start : start + _CHUNK_ROWS], table.dim)
         values = torch.empty(bits.shape, device=kept.device)
-        fill_uniform(values, seed, name, scale, first_row + start)
+        fill(values, start)
         own = values[bits]
         kept[done : done + own.numel()] = own
         done += own.numel()

@@ -38,7 +38,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag, TablePart
-from thresher.embedding.representation import Composed
+from thresher.embedding.representation import Composed, composed_of
 from thresher.kernels import layout, reference
 from thresher.kernels.layout import Combine
 from thresher.kernels.ops import Group
@@ -238,7 +238,7 @@ class ExchangedLookup(GroupedPooledEmbeddingsLookup):
     ) -> None:
         super().__init__(grouped_configs, device=device, pg=pg, sharding_type=ShardingType.ROW_WISE)
         self._tables = tables
-        representations = [composed_of(table) for table in tables]
+        representations = [_composed(table) for table in tables]
         self._splits = [own.partitions[table.name] for own, table in zip(representations, tables, strict=True)]
         self._combines = [own.combine for own in representations]
         dims = [table.local_cols // own.beside(table.name) for own, table in zip(representations, tables, strict=True)]
@@ -311,7 +311,7 @@ class ExchangedSharding(
         tables, shards, own = self.embedding_tables(), [], []
         for number, table in enumerate(tables):
             parts = self._plans[table.name].sharding_spec.shards
-            beside = composed_of(table).beside(table.name)
+            beside = _composed(table).beside(table.name)
             for part in parts:
                 (row, column), (rows, columns) = part.shard_offsets, part.shard_sizes
                 rank = part.placement.rank()
@@ -334,9 +334,8 @@ class ExchangedSharding(
         return DpPooledEmbeddingDist()
 
 
-def composed_of(table: ShardedEmbeddingTable) -> Composed:
-    """The representation of a composed table."""
+def _composed(table: ShardedEmbeddingTable) -> Composed:
     assert table.fused_params is not None
-    representation = table.fused_params[KERNEL].representation
-    assert isinstance(representation, Composed)
-    return representation
+    found = composed_of(table.fused_params[KERNEL].representation)
+    assert found is not None
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from thresher.embedding.compact import fill_kept, flat_state_of, pack_tables
 from thresher.embedding.initial import fill_composed, fill_uniform
-from thresher.embedding.representation import Composed, Masked, SoftThreshold, TableKernel
+from thresher.embedding.representation import Masked, SoftThreshold, TableKernel, composed_of, entries_of
 from thresher.embedding.state import state_of
 from thresher.kernels import layout, memory, reference
 from thresher.kernels.layout import STATES, Combine, Shared
@@ -66,27 +67,26 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         super().__init__(config, pg, device, sharding_type)
         assert config.fused_params is not None
         self.kernel: TableKernel = config.fused_params[KERNEL]
-        representation, optimizer = self.kernel.representation, self.kernel.optimizer
-        learned = isinstance(representation, SoftThreshold)
-        shared = representation.shared if isinstance(representation, SoftThreshold) else Shared.NONE
+        optimizer, composed = self.kernel.optimizer, composed_of(self.kernel.representation)
+        own = entries_of(self.kernel.representation)
+        learned = own if isinstance(own, SoftThreshold) else None
+        shared = learned.shared if learned else Shared.NONE
         rows, dims = self._local_rows, self._local_cols
         stored = layout.tables_of(rows, dims)  # as TorchRec has them
         partitions: list[int] = []
-        if isinstance(representation, Composed):
-            beside = [representation.beside(name) for name in self.names]
+        if composed:
+            beside = [composed.beside(name) for name in self.names]
             rows = [n * k for n, k in zip(rows, beside, strict=True)]
             dims = [d // k for d, k in zip(dims, beside, strict=True)]
             if sharding_type is None:  # else rows are on several ranks, and an id came as the rows of its buckets
                 for name in self.names:
-                    splits = representation.partitions[name].splits
+                    splits = composed.partitions[name].splits
                     partitions += [len(splits), *chain(*splits)]
         tables = layout.tables_of(rows, dims)
         entries = sum(n * d for n, d in zip(rows, dims, strict=True))
         mask, starts = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
-        if isinstance(representation, Masked):
-            mask, starts = pack_tables(
-                representation.masks, list(zip(tables, self.names, self._row_offset, strict=True))
-            )
+        if isinstance(own, Masked):
+            mask, starts = pack_tables(own.masks, list(zip(tables, self.names, self._row_offset, strict=True)))
             entries = int(starts[-1])
         size = {Shared.ROW: sum(rows), Shared.ELEMENT: entries}
 
@@ -99,7 +99,7 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         self.group = Group(
             weights=memory.empty(entries, dtype=data_type_to_dtype(config.data_type), device=device),
             weight_states=states(one_a_row=False),
-            thresholds=memory.empty(size.get(shared, 0), device=device).fill_(representation.init if learned else 0.0),
+            thresholds=memory.empty(size.get(shared, 0), device=device).fill_(learned.init if learned else 0.0),
             threshold_states=states(one_a_row=shared == Shared.ROW) if shared in size else [],
             mask=mask.to(device),
             starts=starts.to(device),
@@ -112,11 +112,11 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
             optimizer=optimizer.rule,
             learning_rate=optimizer.learning_rate,
             weight_decay=optimizer.weight_decay,
-            threshold_learning_rate=representation.learning_rate if learned else 0.0,
-            threshold_weight_decay=representation.weight_decay if learned else 0.0,
+            threshold_learning_rate=learned.learning_rate if learned else 0.0,
+            threshold_weight_decay=learned.weight_decay if learned else 0.0,
             eps=optimizer.eps,
             partitions=partitions,
-            combine=representation.combine if isinstance(representation, Composed) else Combine.ADD,
+            combine=composed.combine if composed else Combine.ADD,
             anchor=torch.empty(0, device=device, requires_grad=True),
         )
         self.weights = [self.values_of(self.group.weights, table) for table in stored]
@@ -203,24 +203,28 @@ class FusedEmbeddingBag(BaseBatchedEmbeddingBag[Tensor], FusedOptimizerModule):
         group = self.group
         for table, shard in zip(layout.tables_of(group.rows, group.dims), self._config.embedding_tables, strict=True):
             found = {}
-            if group.thresholds.numel():
+            if group.shared in (Shared.ROW, Shared.ELEMENT):  # also where the rank has none of the group's rows
                 found["threshold"] = layout.thresholds_of(group.thresholds, table, group.shared)
-            if group.seen.numel():
+            if group.shared != Shared.NONE:
                 found["seen"] = layout.per_row(group.seen, table)
             yield shard, found
 
     def init_parameters(self) -> None:
         """Fill the shards with the values that the seed gives their rows and columns."""
-        seed, scale, representation = self.kernel.seed, self.kernel.init_scale, self.kernel.representation
         for weight, part in zip(self.weights, self.parts(), strict=True):
-            where = (seed, part.name, scale, part.first_row, part.first_column)
             if self.group.mask.numel():
-                fill_kept(weight, self.group.mask, part.table, seed, part.name, scale, part.first_row)
-            elif isinstance(representation, Composed):
-                rows = layout.elements(self.group.weights, part.table)
-                fill_composed(rows, representation.partitions[part.name], representation.combine, *where)
+                fill_kept(weight, self.group.mask, part.table, partial(self._fill, part))
             else:
-                fill_uniform(weight, *where)
+                self._fill(part, layout.elements(self.group.weights, part.table))
+
+    def _fill(self, part: TablePart, rows: Tensor, first: int = 0) -> None:
+        """Give some rows of a shard, from the one of a number on, the values that they have where all entries stay."""
+        composed = composed_of(self.kernel.representation)
+        where = (self.kernel.seed, part.name, self.kernel.init_scale, part.first_row + first, part.first_column)
+        if composed:
+            fill_composed(rows, composed.partitions[part.name], composed.combine, *where)
+        else:
+            fill_uniform(rows, *where)
 
     def forward(self, features: KeyedJaggedTensor, vbe_output: None = None, vbe_output_offsets: None = None) -> Tensor:
         """Pooled vectors [B, Σ D] of this rank's features."""
@@ -268,9 +272,10 @@ class _RowOptimizer(FusedOptimizer):
 
             def whole(flat: Tensor, one_a_row: bool, blocks: Sequence[Any] = blocks) -> Tensor | ShardedTensor:
                 if group.mask.numel() and not one_a_row:
-                    assert isinstance(kernel.kernel.representation, Masked)
+                    own = entries_of(kernel.kernel.representation)
+                    assert isinstance(own, Masked)
                     ((shard, place, _),) = blocks
-                    return flat_state_of(shard, kernel.values_of(flat, place), kernel.kernel.representation.masks, pg)
+                    return flat_state_of(shard, kernel.values_of(flat, place), own.masks, pg)
                 parts = []
                 for shard, place, rows in blocks:
                     if one_a_row:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from thresher.kernels.layout import stacked_rows
 
+_CHUNK_IDS = 1 << 20  # bounds the temporary tensors
+
 
 @dataclass(frozen=True)
 class Partitions:
@@ -102,6 +104,15 @@ class Partitions:
     def rows_of(self, ids_L: Tensor) -> Tensor:
         """The rows that hold the ids' buckets, int64 [L, K]."""
         return stacked_rows(ids_L.long(), self.splits)
+
+    def sums(self, values_n: Tensor) -> Tensor:
+        """The sum of what the ids of each bucket have, [rows], of a value for each of n ids."""
+        sums = torch.zeros(self.rows, dtype=values_n.dtype)
+        for first in range(0, values_n.numel(), _CHUNK_IDS):
+            part_L = values_n[first : first + _CHUNK_IDS]
+            rows_LK = self.rows_of(torch.arange(first, first + part_L.numel()))
+            sums.index_add_(0, rows_LK.flatten(), part_L.repeat_interleave(len(self)))
+        return sums
 
     def is_complementary(self, n: int) -> bool:
         """Whether any two of the ids 0 to n − 1 differ in a bucket.

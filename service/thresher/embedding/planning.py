@@ -34,7 +34,14 @@ from torchrec.distributed.types import ShardingPlan, ShardingType
 
 from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import kept_entries
-from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import (
+    Masked,
+    Representation,
+    RowOptimizer,
+    SoftThreshold,
+    composed_of,
+    entries_of,
+)
 from thresher.embedding.sharding import Sharder
 from thresher.embedding.sharding_types import COLUMN_SPLIT, ROW_SPLIT, SHARDING_TYPES, allowed_types, refusal
 from thresher.kernels.layout import BLOCK_ROWS, STATES, Shared
@@ -160,9 +167,9 @@ class Enumerator(EmbeddingEnumerator):
                 columns = option.tensor.shape[1]
                 blocks = max(1, min(parts[option.sharding_type], columns // self._narrowest))
                 option.shards = _cut_columns(option.shards, columns, blocks)
-            representation = _representation(option)
-            if isinstance(representation, Composed) and option.sharding_type in ROW_SPLIT:
-                rows = len(representation.partitions[option.name])  # which ranks get in place of an id
+            composed = composed_of(_representation(option))
+            if composed and option.sharding_type in ROW_SPLIT:
+                rows = len(composed.partitions[option.name])  # which ranks get in place of an id
                 option.input_lengths = [rows * length for length in option.input_lengths]
         super().populate_estimates(sharding_options)
 
@@ -197,15 +204,15 @@ def state_bytes(
         kept: entries that a masked shard keeps.
     """
     states = STATES[optimizer.rule]
-    entries = rows * columns if kept is None else kept
+    entries, own = rows * columns if kept is None else kept, entries_of(representation)
     found = sum(4 * (rows if one_a_row else entries) for _, one_a_row in states)
-    if isinstance(representation, SoftThreshold):
+    if isinstance(own, SoftThreshold):
         found += rows  # whether training saw them
-        if representation.shared == Shared.ROW:
+        if own.shared == Shared.ROW:
             found += 4 * rows * (1 + len(states))
-        elif representation.shared == Shared.ELEMENT:
+        elif own.shared == Shared.ELEMENT:
             found += 4 * entries + sum(4 * (rows if one_a_row else entries) for _, one_a_row in states)
-    elif isinstance(representation, Masked):
+    elif isinstance(own, Masked):
         masks, starts = rows * -(-columns // 8), 8 * (-(-rows // BLOCK_ROWS) + 1)
         found += masks + starts - 4 * (rows * columns - entries)
     return found
@@ -219,11 +226,12 @@ class StorageEstimator(EmbeddingStorageEstimator):
         super().estimate(sharding_options, sharder_data_map)
         for option in sharding_options:
             representation, optimizer = _representation(option), option.module[1].optimizer
-            beside = representation.beside(option.name) if isinstance(representation, Composed) else 1
+            composed, own = composed_of(representation), entries_of(representation)
+            beside = composed.beside(option.name) if composed else 1
             for shard in option.shards:
                 (rows, columns), kept = shard.size, None
-                if isinstance(representation, Masked):
-                    kept = kept_entries(representation.masks, option.name, shard.offset[0], rows)
+                if isinstance(own, Masked):
+                    kept = kept_entries(own.masks, option.name, shard.offset[0], rows)
                 more = state_bytes(rows * beside, columns // beside, representation, optimizer, kept)
                 if option.sharding_type == ShardingType.DATA_PARALLEL.value:
                     more += self._gathered_bytes(option)
@@ -239,15 +247,16 @@ class StorageEstimator(EmbeddingStorageEstimator):
 
 def reads_of(representation: Representation, table: str, sharding_type: str) -> float:
     """Bytes that a lookup in the table reads for each byte of a vector, with thresholds and masks beside the values."""
-    if isinstance(representation, SoftThreshold) and representation.shared == Shared.ELEMENT:
-        return 2.0
-    if isinstance(representation, Masked):
-        return 1.25
-    if isinstance(representation, Composed):
-        rows, share = len(representation.partitions[table]), representation.beside(table)
+    composed, entries, found = composed_of(representation), entries_of(representation), 1.0
+    if isinstance(entries, SoftThreshold) and entries.shared == Shared.ELEMENT:
+        found = 2.0
+    elif isinstance(entries, Masked):
+        found = 1.25
+    if composed:
+        rows = len(composed.partitions[table])
         # Where rows are on several ranks, the rows of an id's buckets count as so many ids.
-        return (1.0 if sharding_type in ROW_SPLIT else float(rows)) / share
-    return 1.0
+        found *= (1.0 if sharding_type in ROW_SPLIT else float(rows)) / composed.beside(table)
+    return found
 
 
 class CostEstimator(ShardEstimator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -82,13 +82,25 @@ class Composed:
     Attributes:
         partitions: of each composed table, by its name.
         combine: how the rows become a vector.
+        entries: what the rows are made of: Dense; or, where they are added or multiplied, SoftThreshold or Masked.
+
+    Raises:
+        ValueError: if rows that lie side by side are to have thresholds or masks.
     """
 
     partitions: Mapping[str, Partitions]
     combine: Combine
+    entries: Dense | SoftThreshold | Masked = field(default_factory=Dense)
+
+    def __post_init__(self) -> None:
+        if self.combine == Combine.CONCAT and not isinstance(self.entries, Dense):
+            raise ValueError(
+                "combine concat has rows of some of a vector's columns, for which there are no thresholds and masks; "
+                "combine add or mult, or take entries Dense()"
+            )
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.partitions.items()), self.combine))
+        return hash((frozenset(self.partitions.items()), self.combine, self.entries))
 
     def beside(self, table: str) -> int:
         """Rows of buckets that lie side by side in one row of the table as TorchRec and state dicts have it.
@@ -104,6 +116,16 @@ class Composed:
 
 
 Representation = Dense | SoftThreshold | Masked | Composed
+
+
+def entries_of(representation: Representation) -> Dense | SoftThreshold | Masked:
+    """What the entries of a table's rows are, whether each id has a row of its own or not."""
+    return representation.entries if isinstance(representation, Composed) else representation
+
+
+def composed_of(representation: Representation) -> Composed | None:
+    """How ids share the rows of buckets; none where each has a row of its own."""
+    return representation if isinstance(representation, Composed) else None
 
 
 @dataclass(frozen=True)

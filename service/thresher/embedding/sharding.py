@@ -38,7 +38,14 @@ from thresher.embedding.exchanged import ExchangedSharding
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.replicated import ReplicatedSharding
-from thresher.embedding.representation import Composed, Masked, Representation, SoftThreshold, TableKernel
+from thresher.embedding.representation import (
+    Masked,
+    Representation,
+    SoftThreshold,
+    TableKernel,
+    composed_of,
+    entries_of,
+)
 from thresher.embedding.sharding_types import ROW_SPLIT, SHARDING_TYPES, refusal
 from thresher.embedding.state import own_parts, sharded_like
 from thresher.kernels.layout import Combine, Shared
@@ -86,7 +93,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
         """Make the replicated thresholds: for all learning tables or for each, of one value or of one a column."""
         by_table: dict[str, nn.Parameter] = {}
         for config in self._embedding_bag_configs:
-            if self.representations[config.name] != representation:
+            if entries_of(self.representations[config.name]) != representation:
                 continue
             width = 1 if representation.shared == Shared.TABLE else config.embedding_dim
             key = config.name if representation.granularity in ("table", "table_dimension") else "all"
@@ -98,7 +105,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             if by_table[config.name].numel() != width:
                 raise ValueError(f"granularity dimension needs tables of one width; {config.name} has {width}")
         for kernel in self.kernels():
-            if kernel.kernel.representation == representation:
+            if entries_of(kernel.kernel.representation) == representation:
                 kernel.shared_thresholds = [by_table[name] for name in kernel.names]
 
     @classmethod
@@ -171,8 +178,8 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                     input_dist.register_forward_pre_hook(lambda _, args, own=own: (bucket_rows(args[0], own),))
 
     def _partitions(self, table: str) -> Partitions | None:
-        representation = self.representations[table]
-        return representation.partitions[table] if isinstance(representation, Composed) else None
+        composed = composed_of(self.representations[table])
+        return composed.partitions[table] if composed else None
 
     def input_dist(self, ctx: Any, features: KeyedJaggedTensor) -> Any:
         """Send each id to the rank that has its row."""
@@ -214,14 +221,12 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
         plan: EmbeddingModuleShardingPlan = self.module_sharding_plan  # type: ignore[has-type]
-        if any(isinstance(representation, Masked) for representation in self.representations.values()):
+        masked = {name for name, own in self.representations.items() if isinstance(entries_of(own), Masked)}
+        if masked:
             # Customized kernels TorchRec leaves to us; it would insist on values of the full table's shape.
             custom = EmbeddingComputeKernel.CUSTOMIZED_KERNEL.value
             self.module_sharding_plan = EmbeddingModuleShardingPlan(
-                {
-                    name: replace(own, compute_kernel=custom) if isinstance(self.representations[name], Masked) else own
-                    for name, own in plan.items()
-                }
+                {name: replace(own, compute_kernel=custom) if name in masked else own for name, own in plan.items()}
             )
         super()._initialize_torch_state(skip_registering)
         self.module_sharding_plan = plan
@@ -261,10 +266,10 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             for shard, values in zip(kernel.config.embedding_tables, kernel.weights, strict=True)
         }
         for config in self._embedding_bag_configs:
-            representation = self.representations[config.name]
+            entries = entries_of(self.representations[config.name])
             spec = self.module_sharding_plan[config.name].sharding_spec
             # Where every rank holds the table, its parameter stands in the state dict as it is.
-            if not isinstance(representation, Masked) or spec is None:
+            if not isinstance(entries, Masked) or spec is None:
                 continue
             own = []
             if config.name in local:
@@ -279,7 +284,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
             full = spec.build_metadata(
                 torch.Size([config.num_embeddings, config.embedding_dim]), TensorProperties(dtype=dtype)
             )
-            flat = flat_sharded(full, config.name, dtype, own, representation.masks, self._env.process_group)
+            flat = flat_sharded(full, config.name, dtype, own, entries.masks, self._env.process_group)
             self._sharded[f"embedding_bags.{config.name}.weight"] = flat, [values for _, values in own]
 
     @staticmethod
@@ -314,17 +319,19 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
 
 def _rows_travel(representation: Representation, sharding_type: str) -> bool:
     """Whether vectors are no sums of what the ranks could look up of them each for itself."""
-    return isinstance(representation, Composed) and representation.combine != Combine.ADD and sharding_type in ROW_SPLIT
+    composed = composed_of(representation)
+    return composed is not None and composed.combine != Combine.ADD and sharding_type in ROW_SPLIT
 
 
 def _expected_states(representation: Representation) -> dict[str, tuple[torch.dtype, bool]]:
     """What a table has beside its values, also where a rank has no shard: dtype, and whether one value a row."""
-    if not isinstance(representation, SoftThreshold):
+    entries = entries_of(representation)
+    if not isinstance(entries, SoftThreshold):
         return {}
     seen = {"seen": (torch.bool, True)}
-    if representation.replicated:
+    if entries.replicated:
         return seen
-    return {"threshold": (torch.float32, representation.shared == Shared.ROW)} | seen
+    return {"threshold": (torch.float32, entries.shared == Shared.ROW)} | seen
 
 
 def _give_sharded(module: ShardedCollection, state: dict[str, Any], prefix: str, _: Any) -> None:

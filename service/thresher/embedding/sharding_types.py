@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from torchrec.distributed.types import ShardingType
 
-from thresher.embedding.representation import Composed, Masked, Representation, RowOptimizer, SoftThreshold
+from thresher.embedding.representation import (
+    Dense,
+    Masked,
+    Representation,
+    RowOptimizer,
+    SoftThreshold,
+    composed_of,
+    entries_of,
+)
 from thresher.kernels.layout import Combine, Optimizer, Shared
 
 # TorchRec's names; a grid splits tables by rows and by columns.
@@ -44,21 +52,27 @@ def allowed_types(representation: Representation, optimizer: RowOptimizer) -> li
 
 def _obstacle(representation: Representation, optimizer: RowOptimizer, sharding_type: str) -> tuple[str, str] | None:
     """Why such tables cannot have this sharding type, and what else than another sharding would help."""
-    if isinstance(representation, Composed) and representation.combine == Combine.CONCAT:
+    composed, entries = composed_of(representation), entries_of(representation)
+    if composed and composed.combine == Combine.CONCAT:
         if sharding_type in COLUMN_SPLIT:
             return (
                 "combine concat has some of a vector's columns in each row, whose own may then not be split",
                 ", or combine add or mult",
             )
         return None
+    if composed and composed.combine == Combine.MULT and not isinstance(entries, Dense) and sharding_type in ROW_SPLIT:
+        return (
+            "combine mult sends rows to the ranks that multiply them, which have no thresholds and masks for them",
+            ", or combine add",
+        )
     if sharding_type in COLUMN_SPLIT:
-        if isinstance(representation, SoftThreshold) and representation.shared == Shared.ROW:
+        if isinstance(entries, SoftThreshold) and entries.shared == Shared.ROW:
             return (
-                f"granularity {representation.granularity} shares a threshold by the columns of a row, which may then "
+                f"granularity {entries.granularity} shares a threshold by the columns of a row, which may then "
                 "not be split",
                 ", or granularity feature_dimension",
             )
-        if isinstance(representation, Masked):
+        if isinstance(entries, Masked):
             return "the kept values of a row lie side by side, so that its columns may not be split", ""
         if optimizer.rule == Optimizer.ROWWISE_ADAGRAD:
             return (

@@ -74,6 +74,10 @@ class TablePlan:
         """Equally wide tables of one representation."""
         return cls(dim, {name: FieldTable(dim, representation or Dense()) for name in fields})
 
+    def params(self, ids: Mapping[str, int]) -> int:
+        """Parameters of all tables, by how many ids each field has, where no single ones were pruned."""
+        return sum(table.params(name, ids[name]) for name, table in self.fields.items())
+
     @property
     def vectors(self) -> dict[str, int]:
         """Columns of the vectors that the model gets, by name: a field's own, or one for each of its partitions."""

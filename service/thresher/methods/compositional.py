@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from thresher.budget import Budget
 from thresher.embedding.double_hash import DoubleHash
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.path import BucketPath, map_params
-from thresher.embedding.representation import Composed
+from thresher.embedding.representation import Composed, Dense, Masked, SoftThreshold
 from thresher.embedding.separate import Separate
-from thresher.embedding.table_plan import FieldTable
+from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels.layout import Combine
 from thresher.spec import SearchSpec
 from thresher.tables.format import MAX_PARTITIONS
 
 METHODS = frozenset({"remainder", "quotient_remainder", "mixed_radix", "chinese_remainder", "double_hash"})
+FIRST_MODULUS = frozenset({"remainder", "quotient_remainder"})  # the first modulus decides about the others
 COMBINES = {"add": Combine.ADD, "mult": Combine.MULT, "concat": Combine.CONCAT}
 # Double hashing: 1 in so many rows of a table is of one frequent id alone.
 OWN_ROWS = 2
@@ -104,7 +106,12 @@ class Rule:
         return None
 
     def sharing(self, n: int, collisions: int) -> Choice:
-        """The choice in which so many ids share a bucket of the first partition."""
+        """The choice in which so many ids share a bucket of the first partition.
+
+        With moduli that may be chosen freely the one of so many ids a row, or of the fewest rows that there can be.
+        """
+        if self.method not in FIRST_MODULUS:
+            return self.within(n, -(-n // collisions) * self.dim) or self.least(n)
         m = -(-n // collisions)
         moduli = (m,) if self.method == "remainder" else (m, -(-n // m))
         if min(moduli) < 2 and len(moduli) > 1:
@@ -189,13 +196,56 @@ def choose(
     return tables, why
 
 
+def to_prune(
+    fields: Sequence[Mapping[str, Any]], dim: int, search: SearchSpec, entries: SoftThreshold | Masked | None = None
+) -> TablePlan:
+    """The tables of which single entries stay: of a row for each id, or of `search.partitions` of the ids.
+
+    Args:
+        fields: as `prepare` describes them.
+        dim: columns.
+        search: the method.
+        entries: of all tables; none if they are Dense.
+    """
+    plain = entries or Dense()
+    ids = {field["name"]: field["rows"] for field in fields}
+    if search.method != "pep" or search.partitions is None:
+        return TablePlan.uniform(ids, dim, plain)
+    assert search.collisions is not None  # the spec sees to it
+    rule, partitions = Rule(search.partitions, dim, search.combine), {}
+    for name, n in ids.items():
+        if n >= search.threshold and (moduli := rule.sharing(n, search.collisions).moduli):
+            partitions[name] = rule.partitions(n, moduli)
+    composed = Composed(partitions, COMBINES[search.combine], plain)
+    return TablePlan(dim, {name: FieldTable(dim, composed if name in partitions else plain) for name in ids})
+
+
+def check_pruned(budget: Budget, params: int, stacked: int, search: SearchSpec) -> None:
+    """Check that a budget prunes the buckets of `to_prune`.
+
+    Args:
+        budget: as the user gave it.
+        params: that it keeps.
+        stacked: parameters of the tables before anything is pruned.
+        search: the method.
+
+    Raises:
+        ValueError: if the buckets have fewer parameters.
+    """
+    if params > stacked:
+        raise ValueError(
+            f"prune.budgets: {budget} keeps {params:,} parameters, but with search.collisions {search.collisions} the "
+            f"tables have no more than {stacked:,}; take fewer collisions, or a smaller budget"
+        )
+
+
 def _choices(ids: Mapping[str, int], params: int, rule: Rule, search: SearchSpec) -> tuple[dict[str, Choice], str]:
     """The choice for each field, and why not exactly `params` stay."""
     small = {name for name, n in ids.items() if n < search.threshold}
     if rule.combine == "path":
         small.add(min(ids, key=lambda name: ids[name]))  # TorchRec cannot do without a table
     found = {name: Choice(ids[name] * rule.dim) for name in small}
-    if search.collisions and rule.method in ("remainder", "quotient_remainder"):
+    if search.collisions and rule.method in FIRST_MODULUS:
         found |= {name: rule.sharing(n, search.collisions) for name, n in ids.items() if name not in small}
         kept = sum(own.params for own in found.values())
         why = f"search.collisions {search.collisions} says how many rows stay, whatever the budget"

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from thresher.embedding.fused import FusedEmbeddingBag, TablePart
-from thresher.embedding.representation import Representation, SoftThreshold
+from thresher.embedding.representation import Representation, SoftThreshold, composed_of, entries_of
 from thresher.kernels import layout
 from thresher.kernels.layout import Shared
 from thresher.methods.masks import ShardMask
@@ -133,10 +133,13 @@ def start_thresholds(collection: Tables, spec: SearchSpec, counts: Mapping[str, 
     Args:
         collection: the tables, with learned thresholds.
         spec: the search.
-        counts: training occurrences of each row [N], by table; rows of tables that are left out all start alike.
+        counts: training occurrences of each id [n], by table; rows of tables that are left out all start alike. The row
+            of a bucket has occurred as often as all of its ids together.
     """
-    learned = {name for name, own in collection.representations.items() if isinstance(own, SoftThreshold)}
-    logs = {name: np.log1p(count) for name, count in counts.items() if name in learned}
+    learned = {
+        name: own for name, own in collection.representations.items() if isinstance(entries_of(own), SoftThreshold)
+    }
+    logs = {name: np.log1p(_of_rows(count, learned[name], name)) for name, count in counts.items() if name in learned}
     mean = sum(log.sum() for log in logs.values()) / max(1, sum(log.size for log in logs.values()))
     for parameter in collection.shared_thresholds.values():  # also those of tables that other ranks hold
         parameter.copy_(spec.threshold_init + _column_prior(spec, 0, parameter.numel(), parameter.numel()))
@@ -151,6 +154,15 @@ def start_thresholds(collection: Tables, spec: SearchSpec, counts: Mapping[str, 
         if width == shard.weight_ND.shape[1]:
             s = s + _column_prior(spec, shard.first_column, width, shard.columns)
         shard.threshold.copy_(s)
+
+
+def _of_rows(counts: NDArray[np.integer[Any]], representation: Representation, table: str) -> NDArray[np.integer[Any]]:
+    """Occurrences of a table's rows, of those of its ids."""
+    composed = composed_of(representation)
+    if composed is None:
+        return counts
+    found: NDArray[np.int64] = composed.partitions[table].sums(torch.from_numpy(counts.astype(np.int64))).numpy()
+    return found
 
 
 def _column_prior(spec: SearchSpec, first: int, width: int, columns: int) -> Tensor:

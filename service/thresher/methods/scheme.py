@@ -1,8 +1,9 @@
 """A scheme: for every table, exactly the parameters that stay. After it is written, no code knows the method.
 
-`scheme.json` has each table's representation and the counts; of a composed table also its partitions. Where single
-entries stay, `masks.safetensors` has a bit for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which bit j mod 8
-(from the low end) of byte j div 8 says whether column j stays.
+`scheme.json` has each table's representation and the counts; of a composed table also its partitions. A masked table
+may have partitions too: its rows are then those of the buckets. Where single entries stay, `masks.safetensors` has a
+bit for every entry: per table a uint8 tensor [N, ⌈D/8⌉], of which bit j mod 8 (from the low end) of byte j div 8 says
+whether column j stays.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.kernels.layout import Combine
 from thresher.methods.shared_rows import composition_of
 from thresher.rundir import read_json, write_json
+from thresher.tables.composition import Composition
 from thresher.tables.format import unpack_masks
 
 SCHEME = "scheme.json"
@@ -70,10 +72,21 @@ class SchemeMasks:
             return mask
 
 
-def describe_masked(packed_NK: NDArray[np.uint8], dim: int) -> dict[str, Any]:
-    """What a scheme says of a table of which some entries stay."""
+def describe_masked(packed_NK: NDArray[np.uint8], dim: int, composition: Composition | None) -> dict[str, Any]:
+    """What a scheme says of a table of which some entries stay.
+
+    Args:
+        packed_NK: the mask of its rows.
+        dim: its columns.
+        composition: how ids share the rows; none where each has its own.
+    """
     kept_ND = unpack_masks(packed_NK, dim)
     by_row = kept_ND.sum(1)
+    shared = (
+        {"ids": composition.ids, "combine": composition.combine, "partitions": composition.as_json()["partitions"]}
+        if composition
+        else {}
+    )
     return {
         "representation": "masked",
         "rows": len(kept_ND),
@@ -83,6 +96,7 @@ def describe_masked(packed_NK: NDArray[np.uint8], dim: int) -> dict[str, Any]:
         "rows_kept": int((by_row > 0).sum()),
         "kept_per_column": kept_ND.sum(0).tolist(),
         "rows_by_kept": np.bincount(by_row, minlength=dim + 1).tolist(),
+        **shared,
     }
 
 
@@ -151,20 +165,22 @@ def table_plan(folder: Path) -> TablePlan:
     scheme = read_scheme(folder)
     tables = {name: table for name, table in scheme["tables"].items() if table["columns"]}
     masked = Masked(SchemeMasks(folder / MASKS))
-    shared = {name: table for name, table in tables.items() if table["representation"] == "composed"}
-    composed = _composed({name: table for name, table in shared.items() if _outside(table) is None})
-    fields = {}
-    for name, table in tables.items():
-        representation: Representation = masked if table["representation"] == "masked" else Dense()
-        outside = _outside(table) if name in shared else None
-        if name in shared and outside is None:
-            representation = composed[table["combine"]]
-        fields[name] = FieldTable(table["columns"], representation, outside)
+    entries = {name: masked if table["representation"] == "masked" else Dense() for name, table in tables.items()}
+    outside = {name: _outside(table) for name, table in tables.items()}
+    composed = _composed(
+        {name: table for name, table in tables.items() if "combine" in table and outside[name] is None}, entries
+    )
+    fields = {
+        name: FieldTable(table["columns"], composed.get(name, entries[name]), outside[name])
+        for name, table in tables.items()
+    }
     return TablePlan(scheme["dim"], fields)
 
 
 def _outside(table: Mapping[str, Any]) -> Separate | DoubleHash | BucketPath | None:
     """What is done with the ids of a table that share rows outside of the collection."""
+    if table["representation"] != "composed":
+        return None
     if table["own"] is not None:
         ((_, hashed),) = table["partitions"]
         return DoubleHash(table["own"], hashed, table["mean"])
@@ -177,12 +193,17 @@ def _partitions(table: Mapping[str, Any]) -> Partitions:
     return Partitions(tuple((divisor, modulus) for divisor, modulus in table["partitions"]))
 
 
-def _composed(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Composed]:
-    """The representation of each combine, one for all tables that have it."""
-    partitions: dict[str, dict[str, Partitions]] = {}
+def _composed(
+    tables: Mapping[str, Mapping[str, Any]], entries: Mapping[str, Dense | Masked]
+) -> dict[str, Representation]:
+    """The representations of tables that are composed in the collection, one for all that combine alike."""
+    groups: dict[tuple[str, Dense | Masked], dict[str, Partitions]] = {}
     for name, table in tables.items():
-        partitions.setdefault(table["combine"], {})[name] = _partitions(table)
-    return {combine: Composed(own, Combine[combine.upper()]) for combine, own in partitions.items()}
+        groups.setdefault((table["combine"], entries[name]), {})[name] = _partitions(table)
+    found: dict[str, Representation] = {}
+    for (combine, own), partitions in groups.items():
+        found |= dict.fromkeys(partitions, Composed(partitions, Combine[combine.upper()], own))
+    return found
 
 
 def write_scheme(folder: Path, scheme: dict[str, Any], packed: dict[str, NDArray[np.uint8]] | None) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from thresher.budget import Budget, budget_bytes, budget_params
 from thresher.embedding.table_plan import TablePlan, projection_name
+from thresher.methods.compositional import check_pruned
 from thresher.methods.shared_rows import composition_of
 from thresher.rundir import RunDir
 from thresher.spec import Spec
@@ -47,17 +48,24 @@ class ServingBytes:
             name: _vocabulary_bytes(run_dir.data / "vocabulary" / f"{name}.parquet") for name in self._rows
         }
 
-    def masked_params(self, budget: Budget) -> int:
+    def masked_params(self, budget: Budget, plan: TablePlan) -> int:
         """Entries that may stay of tables of which single entries do.
+
+        Args:
+            budget: as the user gave it.
+            plan: the tables before anything is pruned.
 
         Raises:
             ValueError: if the budget allows none, or more than there are.
         """
-        dim, dtype = self._spec.model.dim, self._spec.export.dtype
+        dtype = self._spec.export.dtype
+        shapes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
         # With bitmaps; the writer takes another layout only where it is smaller. 24: digits of sizes in a header.
-        masks = sum(table_file_bytes("bitmap", dtype, n, dim, 0) + 24 for n in self._rows.values())
-        fixed = self.beside_tables(TablePlan.uniform(self._rows, dim)) + masks
-        return self.params_within(budget, lambda params: fixed + params * DTYPES[dtype].itemsize)
+        masks = sum(table_file_bytes("bitmap", dtype, rows, dim, 0) + 24 for rows, dim in shapes)
+        fixed = self.beside_tables(plan) + masks
+        params = self.params_within(budget, lambda params: fixed + params * DTYPES[dtype].itemsize)
+        check_pruned(budget, params, plan.params(self._rows), self._spec.search)
+        return params
 
     def params_within(self, budget: Budget, bytes_of: Callable[[int], int]) -> int:
         """Parameters that a budget allows.

@@ -13,7 +13,7 @@ from torch import nn
 
 from thresher.budget import budget_name, budget_params
 from thresher.embedding.fused import FusedEmbeddingBag
-from thresher.embedding.representation import SoftThreshold
+from thresher.embedding.representation import SoftThreshold, entries_of
 from thresher.embedding.sharding import ShardedCollection, collections_of, reduce_shared_thresholds
 from thresher.methods.masks import ShardMask, gather_masks
 from thresher.methods.pep import Pressure, exact_masks, shard_masks, start_thresholds, table_shards
@@ -47,7 +47,9 @@ class _Tables:
             for each in learning
             for config in each._embedding_bag_configs
         }
-        self.params = sum(size for name, size in sizes.items() if isinstance(self.representations[name], SoftThreshold))
+        self.params = sum(
+            size for name, size in sizes.items() if isinstance(entries_of(self.representations[name]), SoftThreshold)
+        )
 
     def kernels(self) -> Iterator[FusedEmbeddingBag]:
         return chain.from_iterable(collection.kernels() for collection in self.collections)
@@ -71,7 +73,7 @@ class Search:
             the `init` of their SoftThreshold; make the search before you load a checkpoint.
         budgets: what may stay of these tables: below 1 a share of their parameters, else a number.
         total_steps: training steps of the search.
-        counts: training occurrences of each row [N], by table, as far as they are known. Rows seen more often start
+        counts: training occurrences of each id, by table, as far as they are known. Rows seen more often start
             with lower thresholds, since optimizers move rare rows as far a visit as frequent ones.
         frequency_prior: by how much s of a row starts lower for each unit of ln(1 + its count) above the mean row; for
             the granularities feature and feature_dimension.

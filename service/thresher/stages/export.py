@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thresher import rundir
 from thresher.budget import Budget, budget_name
-from thresher.embedding.representation import Masked
+from thresher.embedding.representation import Masked, entries_of
 from thresher.embedding.rows import Rows, table_rows
 from thresher.embedding.table_plan import TablePlan, path_name, projection_name
 from thresher.methods.scheme import read_scheme
@@ -81,7 +81,7 @@ def _write(
             for _ in chunks:
                 pass
             continue
-        masked = kept is not None and isinstance(own.representation, Masked)
+        masked = kept is not None and isinstance(entries_of(own.representation), Masked)
         params = kept[name]["kept"] if kept and masked else rows * columns
         with writer.table(name, rows=rows, dim=columns, kept=params, dtype=spec.export.dtype) as table:
             for values_ND, mask_ND in _first_rows(chunks, rows):

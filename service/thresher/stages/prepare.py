@@ -38,10 +38,20 @@ def run(spec: Spec) -> None:
     """
     with run_lease(spec, "prepare") as run_dir:
         _prepare(spec, run_dir)
-        total_params = sum(f["rows"] for f in read_json(run_dir.data / "meta.json")["fields"]) * spec.model.dim
-        for budget in spec.prune.budgets:
-            if not isinstance(budget, str):  # bytes count the model too, which the search builds
-                budget_params(budget, total_params)
+        _check_budgets(spec, read_json(run_dir.data / "meta.json")["fields"])
+
+
+def _check_budgets(spec: Spec, fields: list[dict[str, Any]]) -> None:
+    ids = {field["name"]: field["rows"] for field in fields}
+    total_params = sum(ids.values()) * spec.model.dim
+    budgets = [own for own in spec.prune.budgets if not isinstance(own, str)]  # bytes count what the search builds, too
+    kept = [(budget, budget_params(budget, total_params)) for budget in budgets]
+    if spec.search.method == "pep" and spec.search.partitions:
+        from thresher.methods.compositional import check_pruned, to_prune  # with torch, which else nothing here needs
+
+        stacked = to_prune(fields, spec.model.dim, spec.search).params(ids)
+        for budget, params in kept:
+            check_pruned(budget, params, stacked, spec.search)
 
 
 def _prepare(spec: Spec, run_dir: RunDir) -> None:

@@ -16,6 +16,7 @@ from thresher.methods import compositional
 from thresher.methods.columns import Columns, mde, uniform
 from thresher.methods.scheme import describe, describe_masked, describe_narrow, describe_shared, write_scheme
 from thresher.methods.serving_bytes import ServingBytes
+from thresher.methods.shared_rows import composition_of
 from thresher.methods.sseds import choose
 from thresher.progress import Progress
 from thresher.rundir import RunDir, read_json
@@ -52,12 +53,16 @@ def _masked(
     spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, sizes: ServingBytes, budget: Budget, work: Path
 ) -> None:
     """The search took masks: single entries stay."""
-    name, wanted = budget_name(budget), sizes.masked_params(budget)
+    plan = compositional.to_prune(meta["fields"], spec.model.dim, spec.search)
+    name, wanted = budget_name(budget), sizes.masked_params(budget, plan)
     by_name = load_file(run_dir.search / "masks" / f"{name}.safetensors")
     packed = {field["name"]: by_name[field["name"]] for field in meta["fields"]}  # in the model's order
-    scheme = _describe(
-        spec, meta, budget, {table: describe_masked(bits, spec.model.dim) for table, bits in packed.items()}, wanted, ""
-    )
+    tables = {}
+    for field in meta["fields"]:
+        table = field["name"]
+        composition = composition_of(plan.fields[table], table, field["rows"])
+        tables[table] = describe_masked(packed[table], spec.model.dim, composition)
+    scheme = _describe(spec, meta, budget, tables, wanted, "")
     if scheme["kept_params"] != wanted:
         raise ValueError(
             f"{run_dir.search}: the mask for budget {name} keeps {scheme['kept_params']} parameters, not {wanted}; run "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from thresher import rundir
 from thresher.budget import budget_name
 from thresher.methods.scheme import read_scheme, table_plan
 from thresher.progress import Progress
+from thresher.rundir import RunDir
 from thresher.spec import Spec, TrainSpec
 from thresher.stages.frame import building, inputs_of, run_lease
 from thresher.stages.train import loaders, write_model
@@ -38,12 +41,18 @@ def run(spec: Spec) -> None:
                         continue
                     job = build(spec, meta, ranks, table_plan(scheme), train, table_seed, dense_seed)
                     if spec.retrain.dense == "keep":
-                        step = rundir.read_json(run_dir.search / "search.json")["step"]
-                        checkpoint.load_dense(job, checkpoint.at(run_dir.search / "checkpoints", step))
+                        checkpoint.load_dense(job, _left_by_the_search(spec, run_dir))
                     trainer = fit(job, training, validation, work / "checkpoints", progress, done_before=number * steps)
                     if ranks.first:
                         rundir.write_json(work / "history.json", trainer.history)
                         write_model(work, trainer, budget, read_scheme(scheme)["method"])
+
+
+def _left_by_the_search(spec: Spec, run_dir: RunDir) -> Path:
+    """The checkpoint of the model that the method looked at last: its own, or, where it trained none, the baseline."""
+    trained = run_dir.search if spec.search.method == "pep" else run_dir.baseline
+    name = "search.json" if spec.search.method == "pep" else "model.json"
+    return checkpoint.at(trained / "checkpoints", rundir.read_json(trained / name)["step"])
 
 
 def retrain_spec(spec: Spec) -> TrainSpec:

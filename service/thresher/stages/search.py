@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from thresher import rundir
 from thresher.budget import budget_name
 from thresher.embedding.representation import SoftThreshold
-from thresher.embedding.table_plan import TablePlan
+from thresher.methods.compositional import to_prune
 from thresher.methods.magnitude import magnitude_masks
 from thresher.methods.masks import write_masks
 from thresher.methods.pep import Pressure, start_thresholds
@@ -59,17 +59,18 @@ def _pep(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, wor
         learning_rate=spec.search.threshold_learning_rate,
         weight_decay=spec.search.threshold_weight_decay,
     )
-    plan = TablePlan.uniform([field["name"] for field in meta["fields"]], spec.model.dim, representation)
+    plan = to_prune(meta["fields"], spec.model.dim, spec.search, representation)
+    sizes = ServingBytes(spec, meta, run_dir)
+    kept = {budget_name(budget): sizes.masked_params(budget, plan) for budget in spec.prune.budgets}
     job = build(spec, meta, ranks, plan, train, table_seed=spec.seed, dense_seed=spec.seed)
     start_thresholds(job.collection, spec.search, _counts(meta, run_dir))
     training, validation = loaders(spec, run_dir, ranks)
     total = train.epochs * training.steps_per_epoch
-    sizes = ServingBytes(spec, meta, run_dir)
     pressure = Pressure(
         job.collection,
         spec.search,
-        {budget_name(budget): sizes.masked_params(budget) for budget in spec.prune.budgets},
-        total_params=sum(field["rows"] for field in meta["fields"]) * spec.model.dim,
+        kept,
+        total_params=plan.params({field["name"]: field["rows"] for field in meta["fields"]}),
         total_steps=total,
         take=lambda budget, masks: write_masks(_mask_file(work, budget), masks),
     )
@@ -98,8 +99,9 @@ def _magnitude(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Rank
     began = time.monotonic()
     job = load_trained(spec, meta, ranks, run_dir, None)
     counts, sizes = _counts(meta, run_dir), ServingBytes(spec, meta, run_dir)
+    plan = to_prune(meta["fields"], spec.model.dim, spec.search)
     for budget in spec.prune.budgets:
-        masks = magnitude_masks(job.collection, counts, sizes.masked_params(budget))
+        masks = magnitude_masks(job.collection, counts, sizes.masked_params(budget, plan))
         write_masks(_mask_file(work, budget_name(budget)), masks)
     return {"seconds": round(time.monotonic() - began, 3)}
 
@@ -133,5 +135,5 @@ def _mask_file(work: Path, budget: str) -> Path:
 
 
 def _counts(meta: Mapping[str, Any], run_dir: RunDir) -> dict[str, NDArray[np.int64]]:
-    """Training occurrences of each row, by field."""
+    """Training occurrences of each id, by field."""
     return {f["name"]: np.load(run_dir.data / "counts" / f"{f['name']}.npy") for f in meta["fields"]}

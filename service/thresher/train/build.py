@@ -19,7 +19,7 @@ from thresher.embedding.double_hash import DoubleHash
 from thresher.embedding.expansion import Expansion
 from thresher.embedding.path import PathTable
 from thresher.embedding.planning import make_plan
-from thresher.embedding.representation import Masked, RowOptimizer
+from thresher.embedding.representation import Masked, RowOptimizer, entries_of
 from thresher.embedding.separate import Separate
 from thresher.embedding.sharding import ShardedCollection, Sharder, collection_of
 from thresher.embedding.sharding_types import COLUMN_SPLIT
@@ -178,7 +178,7 @@ def dense_part(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> tuple[di
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
     names = {"auto": None, "grid": ShardingType.GRID_SHARD.value}  # the others are TorchRec's own
     sharding = names.get(spec.runtime.sharding, spec.runtime.sharding)
-    masked = any(isinstance(representation, Masked) for representation in collection.representations.values())
+    masked = any(isinstance(entries_of(own), Masked) for own in collection.representations.values())
     if masked and sharding in COLUMN_SPLIT:
         sharding = None  # a search may split columns, but what it leaves of a row is stored together
     return make_plan(
