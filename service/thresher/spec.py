@@ -268,17 +268,18 @@ class SearchSpec(Section):
         -12.0, ge=-80, le=0, description="pep: mean of s at the start; the threshold is sigmoid(s + u)"
     )
     frequency_prior: float = Field(
-        1.5,
+        3.0,
         ge=0,
         le=10,
         description="pep, feature and feature_dimension: s of a row starts lower by this times ln(1 + its occurrences "
         "in training), against the mean row",
     )
     column_prior: float = Field(
-        12.0,
+        6.0,
         ge=0,
-        le=40,
-        description="pep, granularities with columns: s starts higher by this in the last column than in the first",
+        le=20,
+        description="pep, granularities with columns: s of column j from 0 starts higher by this times ln(1 + j), "
+        "against the mean column",
     )
     threshold_learning_rate: float = Field(1e-3, ge=0, description="pep: of s")
     threshold_weight_decay: float = Field(0.0, ge=0, description="pep: L2 on s, of the batch's rows")

@@ -136,7 +136,7 @@ def test_thresholds_start_lower_for_frequent_rows_and_higher_for_later_columns(r
     mean = np.concatenate(list(logs.values())).mean()
     for shard in table_shards(job.collection):
         rows = -2.0 * (logs[shard.name] - mean)
-        columns = 3.0 * (np.array([0, 1, 2, 3]) / 3 - 0.5)
+        columns = 3.0 * (np.log([1, 2, 3, 4]) - np.log([1, 2, 3, 4]).mean())
         np.testing.assert_allclose(shard.threshold.numpy(), -9.0 + rows[:, None] + columns, rtol=1e-5)
 
 
@@ -155,6 +155,7 @@ def test_replicated_thresholds_are_the_parameters_of_the_collection(ranks: Any) 
         assert len(parameters) == count
         assert {p.numel() for p in parameters} == {DIM if "dimension" in granularity else 1}
         if "dimension" in granularity:
-            assert all(float(p.detach()[-1] - p.detach()[0]) == pytest.approx(2.0) for p in parameters)
+            steps = [float(p.detach()[-1] - p.detach()[0]) for p in parameters]
+            assert steps == pytest.approx([2.0 * np.log(DIM)] * count)
         for kernel in job.collection.kernels():
             assert kernel.group.shared == (layout.Shared.COLUMN if "dimension" in granularity else layout.Shared.TABLE)

@@ -77,8 +77,8 @@ class Search:
             with lower thresholds, since optimizers move rare rows as far a visit as frequent ones.
         frequency_prior: by how much s of a row starts lower for each unit of ln(1 + its count) above the mean row; for
             the granularities feature and feature_dimension.
-        column_prior: by how much s starts higher in the last column than in the first; for granularities with columns.
-            It leads tables to keep the same columns, as interactions of vectors need.
+        column_prior: by how much s of column j starts higher for each unit of ln(1 + j); for granularities with
+            columns. It leads tables to keep the same columns, as interactions of vectors need.
         warmup: share of the steps before the pressure starts.
         check_every: steps between two counts of what is kept.
         pressure: target: u follows the curve. published: u rises by 1e-3 a step, as in published code, and a budget
@@ -98,8 +98,8 @@ class Search:
         budgets: Sequence[float | int],
         total_steps: int,
         counts: Mapping[str, NDArray[np.integer[Any]]] | None = None,
-        frequency_prior: float = 1.5,
-        column_prior: float = 12.0,
+        frequency_prior: float = 3.0,
+        column_prior: float = 6.0,
         warmup: float = 0.5,
         check_every: int = 20,
         pressure: Literal["target", "published"] = "target",
