@@ -38,7 +38,7 @@ check: install
 	.venv/bin/mypy service components
 
 quality: install
-	.venv/bin/python -m benchmarks.quality.movielens_100k
+	.venv/bin/thresher sweep --spec benchmarks/quality/movielens_100k.yaml
 
 # The C++ kernels under AddressSanitizer and UBSan, by the same tests; a second build, beside the one in use.
 SANITIZED = build/sanitized
