@@ -249,7 +249,7 @@ def test_ids_are_their_own_rows(tmp_path):
     assert tables.fields["f"].oov_row is None
     assert tables.rows("f", [0, 16, 3]).tolist() == [0, 16, 3]
     for bad in ([17], [-1]):
-        with pytest.raises(ValueError, match=r"field f: id .* is outside its table of 17 rows"):
+        with pytest.raises(ValueError, match=r"field f: id .* is outside the field's 17 ids"):
             tables.rows("f", bad)
     with pytest.raises(ValueError, match="field f: ids must be one row of whole numbers"):
         tables.rows("f", ["3"])
