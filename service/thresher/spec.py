@@ -268,14 +268,14 @@ class SearchSpec(Section):
         -12.0, ge=-80, le=0, description="pep: mean of s at the start; the threshold is sigmoid(s + u)"
     )
     frequency_prior: float = Field(
-        3.0,
+        1.5,
         ge=0,
         le=10,
         description="pep, feature and feature_dimension: s of a row starts lower by this times ln(1 + its occurrences "
         "in training), against the mean row",
     )
     column_prior: float = Field(
-        6.0,
+        3.0,
         ge=0,
         le=20,
         description="pep, granularities with columns: s of column j from 0 starts higher by this times ln(1 + j), "
