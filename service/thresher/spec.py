@@ -180,7 +180,7 @@ class ModelSpec(Section):
         "narrow",
         description="fm, deepfm, autoint, dlrm, which need equally wide vectors. narrow: fields whose tables have "
         "fewer columns go through a linear map of their own. all: every field does, from the identity on, so that each "
-        "can keep other columns than the fields it meets",
+        "can keep other columns than the fields it meets (not the parts of a field under combine feature or path)",
     )
     hidden: list[Positive] = Field(
         [64, 64], description="wide_deep, deepfm, dlrm (its top network), dcnv2: widths of the hidden layers"

@@ -5,7 +5,7 @@ Shapes: B samples, F fields, d_f columns of field f.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Fields(nn.Module):
             None leaves each its own.
         expansion: what becomes of the ids of some fields before the lookup.
         paths: modules that give the pooled vectors of fields that are not in the collection.
-        project_all: give vectors that are as wide as `equal` a linear map too, at first the identity.
+        projected: fields that go through a linear map also where they are as wide as `equal`; at first the identity.
 
     Attributes:
         names: of the fields.
@@ -38,7 +38,7 @@ class Fields(nn.Module):
         equal: int | None = None,
         expansion: Expansion | None = None,
         paths: Mapping[str, nn.Module] | None = None,
-        project_all: bool = False,
+        projected: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
@@ -50,7 +50,7 @@ class Fields(nn.Module):
             {
                 name: nn.Linear(dim, equal, bias=False)
                 for name, dim in dims.items()
-                if equal is not None and (project_all or dim != equal) and name not in self.paths
+                if equal is not None and (name in projected or dim != equal) and name not in self.paths
             }
         )
         for name, projection in self.projections.items():

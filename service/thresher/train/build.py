@@ -157,7 +157,7 @@ def create_model(spec: ModelSpec, embeddings: nn.Module, plan: TablePlan, numeri
         plan.dim if getattr(create, "equal_dims", True) else None,
         Expansion(plan.expanded) if plan.expanded else None,
         {name: PathTable(path, plan.fields[name].dim, spec.init_scale) for name, path in plan.paths.items()},
-        project_all=spec.projection == "all",
+        projected=plan.fields if spec.projection == "all" else (),
     )
     model = create(fields, numeric, spec)
     return model if spec.factory is None else factory.checked(model, fields, spec)
