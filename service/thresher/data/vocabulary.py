@@ -120,6 +120,15 @@ def write_vocabulary(path: Path, rows: Rows) -> None:
     pq.write_table(pa.table({"key": rows.keys, "count": rows.counts[1:]}), path)
 
 
+def read_keys(path: Path) -> np.ndarray | list[str] | None:
+    """Keys of rows 1 and on, as `write_vocabulary` left them; None where there is no file, for a hashed field."""
+    if not path.is_file():
+        return None
+    keys = pq.read_table(path, columns=["key"])["key"]
+    found: np.ndarray | list[str] = keys.to_numpy() if pa.types.is_int64(keys.type) else keys.to_pylist()
+    return found
+
+
 def _canonical(keys: pa.Array) -> pa.Array:
     """Keys as int64 if each of them is an integer written as Python writes it."""
     try:

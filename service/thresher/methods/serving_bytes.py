@@ -9,13 +9,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from thresher.budget import Budget, budget_bytes, budget_params
+from thresher.data.vocabulary import read_keys
 from thresher.embedding.table_plan import TablePlan, projection_name
 from thresher.methods.compositional import check_pruned
 from thresher.methods.shared_rows import composition_of
@@ -43,10 +44,14 @@ class ServingBytes:
     def __init__(self, spec: Spec, meta: Mapping[str, Any], run_dir: RunDir) -> None:
         self._spec = spec
         self._meta = meta
+        self._run_dir = run_dir
         self._rows = {field["name"]: field["rows"] for field in meta["fields"]}
-        self._vocabularies = {
-            name: _vocabulary_bytes(run_dir.data / "vocabulary" / f"{name}.parquet") for name in self._rows
-        }
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, int]:
+        """Bytes of each field's vocabulary, found by writing it: only budgets in bytes ask for it."""
+        folder = self._run_dir.data / "vocabulary"
+        return {name: _vocabulary_bytes(folder / f"{name}.parquet") for name in self._rows}
 
     def masked_params(self, budget: Budget, plan: TablePlan) -> int:
         """Entries that may stay of tables of which single entries do.
@@ -60,10 +65,14 @@ class ServingBytes:
         """
         dtype = self._spec.export.dtype
         shapes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
-        # With bitmaps; the writer takes another layout only where it is smaller. 24: digits of sizes in a header.
-        masks = sum(table_file_bytes("bitmap", dtype, rows, dim, 0) + 24 for rows, dim in shapes)
-        fixed = self.beside_tables(plan) + masks
-        params = self.params_within(budget, lambda params: fixed + params * DTYPES[dtype].itemsize)
+
+        @cache
+        def fixed() -> int:
+            # With bitmaps; the writer takes another layout only where it is smaller. 24: digits of sizes in a header.
+            masks = sum(table_file_bytes("bitmap", dtype, rows, dim, 0) + 24 for rows, dim in shapes)
+            return self.beside_tables(plan) + masks
+
+        params = self.params_within(budget, lambda params: fixed() + params * DTYPES[dtype].itemsize)
         check_pruned(budget, params, plan.params(self._rows), self._spec.search)
         return params
 
@@ -147,10 +156,10 @@ class ServingBytes:
 
 
 def _vocabulary_bytes(path: Path) -> int:
-    if not path.is_file():
+    keys = read_keys(path)
+    if keys is None:
         return 0
-    keys = pq.read_table(path, columns=["key"])["key"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys"
-        vocabulary.write(file, keys.to_numpy() if str(keys.type) == "int64" else keys.to_pylist(), path.stem)
+        vocabulary.write(file, keys, path.stem)
         return file.stat().st_size

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher import rundir
 from thresher.budget import Budget, budget_name
+from thresher.data.vocabulary import read_keys
 from thresher.embedding.representation import Masked, entries_of
 from thresher.embedding.rows import Rows, table_rows
 from thresher.embedding.table_plan import TablePlan, path_name, projection_name
@@ -93,7 +93,7 @@ def _write(
             kind=field["kind"],
             encoding=field["encoding"],
             pooling=field["pooling"],
-            keys=_vocabulary(run_dir, field),
+            keys=read_keys(run_dir.data / "vocabulary" / f"{name}.parquet"),
             composition=composition_of(own, name, field["rows"], job.fields_at),
             projection=projection if projection in job.dense else None,
         )
@@ -113,12 +113,3 @@ def _first_rows(chunks: Iterable[Rows], rows: int) -> Iterator[Rows]:
     for values, mask in chunks:
         yield values[:rows], None if mask is None else mask[:rows]
         rows -= len(values[:rows])
-
-
-def _vocabulary(run_dir: RunDir, field: Mapping[str, Any]) -> Any:
-    """The keys of a field in the order of its rows, without the OOV row; none for a hashed field."""
-    path = run_dir.data / "vocabulary" / f"{field['name']}.parquet"
-    if not path.is_file():
-        return None
-    keys = pq.read_table(path, columns=["key"])["key"]
-    return keys.to_numpy() if str(keys.type) == "int64" else keys.to_pylist()
