@@ -8,15 +8,12 @@ first one that is not, all are launched, and each finds out for itself whether i
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +23,7 @@ from torchx.runner.config import apply
 from torchx.schedulers.api import Stream
 from torchx.specs import AppState, AppStatus
 
-from thresher import launch, rundir, trust
+from thresher import launch, rundir, signals, trust
 from thresher.budget import budget_name
 from thresher.data.check import check
 from thresher.progress import Follower
@@ -90,7 +87,12 @@ class _Driver:
         """Run the stages, from the first one that is not done."""
         done = True
         config: dict[str, Any] = {}
-        with _stop_signals(self.runner, self.scheduler, config) as stopped:
+
+        def make_schedulers() -> None:  # which set handlers of their own
+            apply(self.scheduler, config)  # `config` gets what .torchxconfig says
+            self.runner.scheduler_run_opts(self.scheduler)
+
+        with signals.noted(make_schedulers) as stopped:
             for stage in self.stages:
                 done = done and self._is_done(stage)
                 if done:
@@ -163,30 +165,6 @@ class _Driver:
     def _end_of_log(self, stage: str, handle: str) -> str:
         lines = deque(self.runner.log_lines(handle, stage, streams=Stream.STDERR), maxlen=LOG_LINES)
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
-
-
-@contextmanager
-def _stop_signals(runner: Runner, scheduler: str, config: dict[str, Any]) -> Iterator[list[int]]:
-    """While inside, SIGINT and SIGTERM put their number into a list, and nothing else happens.
-
-    An exception raised in a handler could fall between the start of a job and the note of it, and leave an orphan.
-    `config` gets what .torchxconfig says on the scheduler.
-    """
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    apply(scheduler, config)  # this and the next line make schedulers, which set handlers of their own
-    runner.scheduler_run_opts(scheduler)
-    stopped: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def _hashes(run_dir: RunDir, stage: str, spec: Spec) -> dict[str, str | None]:

@@ -9,24 +9,22 @@ ended well with the same spec on the same raw data, and its metrics are still wh
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from torchx.runner import get_runner
 
-from thresher import launch, rundir
+from thresher import launch, rundir, signals
 from thresher.budget import budget_name
 from thresher.cells import Cell, expand
 from thresher.data.check import check
@@ -110,7 +108,7 @@ def run(spec_path: Path, overrides: list[str], scheduler: str = "none") -> None:
     if not console.is_terminal:
         console = Console(width=TABLE_WIDTH)
     run_dir = Path(spec.runtime.run_dir)
-    with rundir.lease(run_dir, "thresher sweep", name="sweep-lease"), _stop_signals() as stopped:
+    with rundir.lease(run_dir, "thresher sweep", name="sweep-lease"), signals.noted() as stopped:
         sweep = _Sweep(spec, plan(run_dir, cells), scheduler, console, stopped)
         sweep.run_jobs()
         failures = sweep.write_results()
@@ -375,19 +373,3 @@ def _scores(job: Job) -> str:
         if row["split"] == "test"
     ]
     return f"; test AUC: {', '.join(words)}"
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """While inside, SIGINT and SIGTERM put their number into a list, and nothing else happens."""
-    stopped: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        stopped.append(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -26,7 +26,7 @@ LAYERS = [
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},
-    {"specfile", "specdoc", "progress", "trust", "cells"},
+    {"specfile", "specdoc", "progress", "trust", "cells", "signals"},
     {"spec", "rundir"},
     {"budget"},
 ]

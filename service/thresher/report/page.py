@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 import yaml
-from markupsafe import Markup
 
-from thresher.report import colours, environment, numbers
+from thresher.report import colours, environment, numbers, templates
 from thresher.report.figures import Plot
 from thresher.report.parts import PARTS, parts_bytes, table_bytes
 from thresher.report.read import BASELINE, Run
@@ -35,16 +33,11 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
         run: the run.
         plots: what each of `figures.FIGURES` drew, by its name there.
     """
-    loader = jinja2.PackageLoader("thresher.report", ".")
-    environment_ = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    css, _, _ = loader.get_source(environment_, "page.css")
     verdict = judge(run)
-    return environment_.get_template("page.html.j2").render(
+    return templates.render(
+        "page.html.j2",
         name=run.dir.path.name,
         model=reported(next(iter(run.rows.values())))["model"],
-        css=Markup(palette() + css),  # our own file: nothing of the run's is in it
         sections=SECTIONS,
         plots=plots,
         verdict=verdict,
@@ -59,15 +52,6 @@ def render(run: Run, plots: Mapping[str, Plot | None]) -> str:
         **_time(run),
         spec_yaml=yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         environment=environment.describe(),
-    )
-
-
-def palette() -> str:
-    """The CSS of the colours, for light paper and for dark."""
-    light, dark = colours.declarations(colours.LIGHT), colours.declarations(colours.DARK)
-    return (
-        f":root {{ color-scheme: light dark; {light} }}\n"
-        f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"  # paper stays white in print
     )
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -14,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import ScaledTranslation
 
-from thresher.report import colours, numbers, svg
+from thresher.report import colours, numbers, svg, templates
 from thresher.report.colours import INK, LINE, MUTED, PAPER, STAND_IN
 from thresher.report.figures import Plot, byte_ticks
 from thresher.report.intervals import Estimate
-from thresher.report.page import palette
 from thresher.report.sweep_summary import Line, Summary, smallest_that_held
 from thresher.report.sweep_tables import HEADINGS, NOTE, row_cells, seeds_of, with_interval
 from thresher.report.verdict import TOLERANCE, label
@@ -29,9 +27,6 @@ LEGEND_COLUMNS = 3
 
 def page(summary: Summary, environment: Mapping[str, str]) -> str:
     """The results of a sweep as HTML."""
-    loader = jinja2.PackageLoader("thresher.report", ".")
-    templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    css, _, _ = loader.get_source(templates, "page.css")
     with svg.drawing():
         models = [
             {
@@ -44,9 +39,9 @@ def page(summary: Summary, environment: Mapping[str, str]) -> str:
         ]
     findings = [finding(model, lines) for model, lines in summary.models.items()]
     spec = summary.spec
-    return templates.get_template("sweep.html.j2").render(
+    return templates.render(
+        "sweep.html.j2",
         name=spec.runtime.run_dir.rstrip("/").rpartition("/")[2],
-        css=Markup(palette() + css),  # our own file: nothing of the sweep's is in it
         findings=findings or ["No cell has finished."],
         models=models,
         headings=HEADINGS,
