@@ -15,7 +15,7 @@ from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstima
 from torchrec.distributed.planner.types import ShardEstimator
 from torchrec.distributed.sharding.dp_sharding import BaseDpEmbeddingSharding
 
-from thresher.embedding import planning, replicated, sharding
+from thresher.embedding import lookup, planning, replicated, sharding
 
 PACKAGE = Path(__file__).parents[2] / "service" / "thresher"
 
@@ -102,7 +102,7 @@ def test_torchrec_has_the_hooks(owner: type, name: str, parameters: list[str]) -
 def test_every_override_is_guarded() -> None:
     guarded = {name for _, name, _ in HOOKS}
     ours = (
-        sharding._Lookup,
+        lookup.PooledLookup,
         sharding.ShardedCollection,
         sharding.Sharder,
         replicated._ReplicatedLookup,

@@ -37,7 +37,8 @@ from torchrec.distributed.sharding.dp_sharding import (
 from torchrec.distributed.types import ShardingEnv, ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from thresher.embedding.fused import KERNEL, FusedEmbeddingBag, TablePart
+from thresher.embedding.fused import KERNEL, TablePart
+from thresher.embedding.lookup import PooledLookup
 from thresher.embedding.representation import Composed, composed_of
 from thresher.kernels import layout, reference
 from thresher.kernels.layout import Combine
@@ -217,7 +218,7 @@ class _Fetch(torch.autograd.Function):
         return None, None, *(None for _ in grads_TUD)
 
 
-class ExchangedLookup(GroupedPooledEmbeddingsLookup):
+class ExchangedLookup(PooledLookup):
     """This rank's vectors, from rows that may be on any rank; bags are summed.
 
     Args:
@@ -252,17 +253,6 @@ class ExchangedLookup(GroupedPooledEmbeddingsLookup):
         owned = [parts[shard.table, shard.first_row, shard.first_column] for shard in own]
         self._exchange = _Exchange(shards, dims, owned, [kernel.group for kernel in self._emb_modules], pg)
         self._anchor = torch.empty(0, device=device, requires_grad=True)
-
-    def _create_embedding_kernel(
-        self,
-        config: GroupedEmbeddingConfig,
-        device: torch.device | None,
-        pg: dist.ProcessGroup | None,
-        sharding_type: ShardingType | None,
-        env: ShardingEnv | None,
-    ) -> FusedEmbeddingBag:
-        del env
-        return FusedEmbeddingBag(config, pg, device, sharding_type)
 
     def forward(self, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Vectors [B, Σ D] of this rank's samples, summed over each bag."""

@@ -17,12 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
-from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_sharding import EmbeddingShardingInfo
 from torchrec.distributed.embedding_types import (
     BaseEmbeddingSharder,
     EmbeddingComputeKernel,
-    GroupedEmbeddingConfig,
     ShardedEmbeddingTable,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
@@ -36,6 +34,7 @@ from thresher.embedding.collection import EmbeddingBagCollection
 from thresher.embedding.compact import flat_sharded
 from thresher.embedding.exchanged import ExchangedSharding
 from thresher.embedding.fused import KERNEL, FusedEmbeddingBag
+from thresher.embedding.lookup import PooledLookup
 from thresher.embedding.partitions import Partitions
 from thresher.embedding.replicated import ReplicatedSharding
 from thresher.embedding.representation import (
@@ -51,19 +50,6 @@ from thresher.embedding.state import own_parts, sharded_like
 from thresher.kernels.layout import Combine, Shared
 
 _EXCHANGED = "exchanged"  # beside TorchRec's names of sharding types
-
-
-class _Lookup(GroupedPooledEmbeddingsLookup):
-    def _create_embedding_kernel(
-        self,
-        config: GroupedEmbeddingConfig,
-        device: torch.device | None,
-        pg: dist.ProcessGroup | None,
-        sharding_type: ShardingType | None,
-        env: ShardingEnv | None,
-    ) -> FusedEmbeddingBag:
-        del env
-        return FusedEmbeddingBag(config, pg, device, sharding_type)
 
 
 class ShardedCollection(ShardedEmbeddingBagCollection):
@@ -146,7 +132,7 @@ class ShardedCollection(ShardedEmbeddingBagCollection):
                 self._lookups.append(sharding.create_lookup(self._device))
                 continue
             self._lookups.append(
-                _Lookup(
+                PooledLookup(
                     sharding._grouped_embedding_configs_per_rank[self._env.rank],
                     pg=sharding._pg,
                     device=self._device,

@@ -10,7 +10,7 @@ Shapes: B samples, F fields, D columns.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -108,7 +108,7 @@ def choose(
     """
     names, costs_F = list(rows), np.array(list(rows.values()))
     key_FD = saliency_FD / (costs_F[:, None] if rank == "per_parameter" else 1)
-    columns: dict[str, Any] = dict.fromkeys(names, 0)
+    columns = dict.fromkeys(names, 0)
     left = params
     for entry in np.argsort(-key_FD, axis=None, kind="stable"):
         field = int(entry) // key_FD.shape[1]

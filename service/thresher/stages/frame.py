@@ -12,7 +12,7 @@ from thresher import rundir
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 
-if TYPE_CHECKING:  # prepare and prune need no torch, which takes a second to import
+if TYPE_CHECKING:  # prepare needs no torch, which takes a second to import
     from thresher.train.group import Ranks
 
 

@@ -76,16 +76,17 @@ struct Call {
 int64_t padded(int64_t columns) { return (columns + 15) / 16 * 16; }
 
 // Every id must be a row of its feature's table; an id of a composed table, any number from 0 up.
-void check_ids(const Call& call, const std::vector<int64_t>& rows) {
+void check_ids(const Call& call) {
   for (size_t f = 0; f < call.bags.size(); ++f) {
     const Bags& bags = call.bags[f];
     const int64_t first = bags.offsets[0], last = bags.offsets[call.batch];
-    const auto end = static_cast<uint64_t>(rows[f]);  // as unsigned numbers, negative ids are beyond it
+    const Table& table = call.tables[call.feature_tables[f]];
+    const auto end = static_cast<uint64_t>(table.partitions ? INT64_MAX : table.rows);  // as unsigned numbers, negative ids are beyond it
     bool bad = false;
     for (int64_t i = first; i < last; ++i) bad |= static_cast<uint64_t>(bags.indices[i]) >= end;
     for (int64_t i = first; bad && i < last; ++i) {
       TORCH_CHECK_INDEX(static_cast<uint64_t>(bags.indices[i]) < end, "feature ", f, ": id ", bags.indices[i],
-                        " at place ", i, " is not a row of its table, which has ", rows[f], " rows");
+                        " at place ", i, " is not a row of its table, which has ", end, " rows");
     }
   }
 }
@@ -195,7 +196,6 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
       call.tables[t].column_thresholds = to;
     }
   }
-  std::vector<int64_t> rows_of_features;
   for (int64_t f = 0; f < features; ++f) {
     const int64_t t = feature_tables[f];
     TORCH_CHECK_VALUE(t >= 0 && t < static_cast<int64_t>(rows.size()), "feature ", f, " names table ", t);
@@ -204,9 +204,8 @@ Call prepare(const Tensor& weights, const Tensor& thresholds, const Tensor& mask
     call.columns.push_back(call.width);
     call.width += call.combine == Combine::kConcat && table.partitions ? table.dim * table.partitions : table.dim;
     call.bags.push_back({call.indices.data_ptr<int64_t>(), all_offsets + f * call.batch, factors, mean, false});
-    rows_of_features.push_back(table.partitions ? INT64_MAX : table.rows);
   }
-  check_ids(call, rows_of_features);
+  check_ids(call);
   return call;
 }
 
