@@ -12,6 +12,7 @@ import pytest
 
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import free_port, run_ranks
+from tests.pipeline.exported import exported_ids
 from thresher import rundir, tables
 from thresher.data.loader import Loader
 from thresher.models.fields import Fields
@@ -65,7 +66,7 @@ def assert_exports_equal(spec: Spec, budget: str) -> None:
         vectors = dict(zip(fields.names, fields(batch.sparse), strict=True))
     for name, field in exported.fields.items():
         jagged = batch.sparse[name]
-        ids = jagged.values().numpy()
+        ids = exported_ids(exported, run.data, name, jagged.values().numpy())
         found = exported.embed({name: (ids, jagged.offsets().numpy()) if field.kind == "multi" else ids})[name]
         np.testing.assert_allclose(found, vectors[name].detach().numpy(), rtol=1e-6, atol=1e-7)
     assert set(exported.fields) == set(vectors)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from thresher.data.hashing import hash_keys
 from thresher.tables import manifest, safetensors_file
-from thresher.tables.format import MANIFEST, tensors
+from thresher.tables.format import MANIFEST
 from thresher.tables.keys import log_buckets, texts
-from thresher.tables.layouts import BitmapTable, DenseTable, Table, check_finite
+from thresher.tables.layouts import Shape, Table, check_finite, pool, table_of
 from thresher.tables.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.integer[Any]] | Sequence[int]
@@ -76,7 +76,9 @@ class Tables:
                 arrays = _arrays(folder, listed.file, verify)
                 ids = self._ids(field)
                 where = f"{folder / listed.file.path}: field {field.name}"
-                self._vocabularies[field.name] = Vocabulary(arrays, listed.form, listed.keys, ids, where)
+                self._vocabularies[field.name] = Vocabulary(
+                    arrays, listed.form, listed.keys, ids, field.oov_row or 0, where
+                )
         self.dense = _arrays(folder, entries.dense, verify)
         for name, array in self.dense.items():
             if array.dtype.kind == "f":
@@ -145,7 +147,7 @@ class Tables:
             offsets = _checked_offsets(value[1], len(ids_L), field.name)
         else:
             ids_L, offsets = _joined(value, ids, field.name)
-        return self._projected(field, pool(self._vectors(field, ids_L), offsets, field.pooling))
+        return self._projected(field, pool(self._vectors(field, ids_L), ids_L, offsets, field.pooling))
 
     def _ids(self, field: manifest.FieldEntry) -> int:
         return field.ids(self.tables[field.table].rows)
@@ -172,25 +174,6 @@ class Tables:
                 f"{at}.projection: {str(field.projection)[:80]!r} {found}, must be a float32 array (D, {columns}) of "
                 "the dense part"
             )
-
-
-def pool(vectors_LD: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], pooling: str) -> npt.NDArray[np.float32]:
-    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L.
-
-    Each bag is added up from its first id to its last, as a model does, so that the sum has the same bits;
-    `np.add.reduceat` would add in another order. The loop is over positions in a bag, not over samples.
-    """
-    starts_B, lengths_B = offsets[:-1], np.diff(offsets)
-    out_BD = np.zeros((len(lengths_B), vectors_LD.shape[1]), np.float32)
-    bags = np.flatnonzero(lengths_B)
-    position = 0
-    while len(bags):
-        out_BD[bags] += vectors_LD[starts_B[bags] + position]
-        position += 1
-        bags = bags[lengths_B[bags] > position]
-    if pooling == "mean":
-        out_BD /= np.maximum(lengths_B, 1)[:, None].astype(np.float32)
-    return out_BD
 
 
 def _whole_numbers(value: Any, what: str, field: str) -> npt.NDArray[np.int64]:
@@ -241,13 +224,4 @@ def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, n
 def _table(folder: Path, entry: manifest.TableEntry, verify: bool) -> Table:
     where = f"{folder / entry.file.path}: table {entry.name}"
     arrays = _arrays(folder, entry.file, verify)
-    expected = {
-        spec.name: (spec.dtype, spec.shape)
-        for spec in tensors(entry.layout, entry.dtype, entry.rows, entry.dim, entry.kept)
-    }
-    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    if found != expected:
-        raise ValueError(f"{where}: has tensors {found}, layout {entry.layout} must have {expected}")
-    if entry.layout == "dense":
-        return DenseTable(arrays["values"], entry.kept, where)
-    return BitmapTable(arrays["mask"], arrays["values"], entry.dim, where)
+    return table_of(arrays, Shape(entry.layout, entry.dtype, entry.rows, entry.dim, entry.kept), where)
