@@ -13,7 +13,7 @@ from thresher.data.hashing import hash_keys
 from thresher.data.parse import log_buckets
 from thresher.tables import Tables, Writer, load
 from thresher.tables.format import LAYOUTS, pack_masks, rows_by_kept, table_file_bytes, unpack_masks
-from thresher.tables.layouts import BLOCK_ROWS, CHECK_ROWS, BitmapTable, Shape, pool
+from thresher.tables.layouts import BLOCK_ROWS, CHECK_ROWS, Bags, BitmapTable, Shape, pool
 from thresher.tables.values import LIMITS, STORED, decode, encode
 
 SPEC = "0123456789abcdef" * 4
@@ -219,7 +219,8 @@ def test_pool_adds_a_bag_in_order():
     total_D = np.zeros(3, np.float32)
     for vector_D in vectors_LD:
         total_D += vector_D
-    got_BD = pool(vectors_LD, np.arange(5000), np.array([0, 5000]), "sum")
+    table = BitmapTable.__new__(BitmapTable)  # nothing is looked up in it
+    got_BD = pool(vectors_LD, Bags(table, np.arange(5000), np.array([0, 5000])))
     np.testing.assert_array_equal(got_BD[0], total_D)
 
 

@@ -17,7 +17,6 @@ from thresher.tables.format import (
     PADDING,
     Layout,
     mask_bytes,
-    present_bytes,
     record_bytes,
     tensors,
     unpack_masks,
@@ -55,6 +54,31 @@ class Shape:
     kept: int
 
 
+@dataclass(frozen=True)
+class Bags:
+    """The ids of B samples in a table, and how their vectors are combined.
+
+    Attributes:
+        table: in which they are rows.
+        ids_L: row ids, int64; -1 is none.
+        offsets: `[B + 1]`, int64, rising from 0 to L: sample i has ids `offsets[i]` up to `offsets[i + 1]`. None: one
+            id a sample.
+        weights_L: that vectors are multiplied by, float32.
+        mean: divide the sums by the number of ids.
+    """
+
+    table: Table
+    ids_L: Ids
+    offsets: Ids | None = None
+    weights_L: Floats | None = None
+    mean: bool = False
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.ids_L) if self.offsets is None else len(self.offsets) - 1
+
+
 class Table(Protocol):
     """A table that is ready for lookups."""
 
@@ -84,7 +108,7 @@ class DenseTable:
 
     def __init__(self, arrays: Arrays, shape: Shape, where: str) -> None:
         """Check a mapped table."""
-        check_tensors(arrays, shape, [0] * shape.dim + [shape.rows], where)
+        check_shapes(arrays, shape, where)
         self._shape = shape
         self._values_N = _rows_of_bytes(arrays["values"], value_bytes(shape.dtype, shape.dim))
         self._scales = _scales(arrays, where)
@@ -120,14 +144,10 @@ class BitmapTable:
 
     def __init__(self, arrays: Arrays, shape: Shape, where: str) -> None:
         """Check a mapped table and count where its rows start."""
-        _check_types(arrays, shape, where)
+        check_shapes(arrays, shape, where)
         self._shape = shape
         self._scales = _scales(arrays, where)
         self._present = arrays["present"]
-        if self._present.shape != (present_bytes(shape.rows),):
-            raise ValueError(
-                f"{where}: present: has {self._present.size} bytes, {shape.rows} rows need {present_bytes(shape.rows)}"
-            )
         words = np.bitwise_count(self._present.reshape(-1, 8)).sum(axis=1, dtype=np.int64)
         self._ranks = (np.cumsum(words) - words).astype(np.uint32)
         last = np.unpackbits(self._present[-8:], bitorder="little")
@@ -210,17 +230,7 @@ class BucketedTable:
 
     def __init__(self, arrays: Arrays, shape: Shape, where: str) -> None:
         """Check a mapped table."""
-        _check_types(arrays, shape, where)
-        counts = arrays["bucket_rows"]
-        if counts.shape != (shape.dim + 1,):
-            raise ValueError(f"{where}: bucket_rows: has {counts.size} numbers, must have {shape.dim + 1}")
-        by_kept = [int(count) for count in counts]
-        if sum(by_kept) != shape.rows:
-            raise ValueError(f"{where}: bucket_rows: are {sum(by_kept)} rows, the manifest says {shape.rows}")
-        kept_params = sum(kept * count for kept, count in enumerate(by_kept))
-        if kept_params != shape.kept:
-            raise ValueError(f"{where}: bucket_rows: keep {kept_params} parameters, the manifest says {shape.kept}")
-        check_tensors(arrays, shape, by_kept, where)
+        by_kept = check_shapes(arrays, shape, where)
         self._shape = shape
         self._buckets: list[_Bucket] = []
         scales, records = _scales(arrays, where), arrays["records"]
@@ -258,39 +268,67 @@ class BucketedTable:
         return out_LD
 
 
-def pool(vectors_LD: Floats, ids_L: Ids, offsets: Ids, pooling: str, weights_L: Floats | None = None) -> Floats:
-    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L.
+def pooled(bags: Bags) -> Floats:
+    """Vectors `[B, D]` of bags."""
+    return pool(bags.table.lookup(bags.ids_L), bags)
+
+
+def pool(vectors_LD: Floats, bags: Bags) -> Floats:
+    """Sum or mean of each bag, float32 `[B, D]`, of the vectors of its ids.
 
     Each bag is added up from its first id to its last, as a model does, so that the sum has the same bits;
     `np.add.reduceat` would add in another order. The loop is over positions in a bag, not over samples. Id -1, which is
     none, does not count in a mean.
     """
-    if weights_L is not None:
-        vectors_LD = vectors_LD * weights_L[:, None]
-    starts_B, lengths_B = offsets[:-1], np.diff(offsets)
+    if bags.weights_L is not None:
+        vectors_LD = vectors_LD * bags.weights_L[:, None]
+    if bags.offsets is None:
+        return vectors_LD
+    starts_B, lengths_B = bags.offsets[:-1], np.diff(bags.offsets)
     out_BD = np.zeros((len(lengths_B), vectors_LD.shape[1]), np.float32)
-    bags = np.flatnonzero(lengths_B)
+    there = np.flatnonzero(lengths_B)
     position = 0
-    while len(bags):
-        out_BD[bags] += vectors_LD[starts_B[bags] + position]
+    while len(there):
+        out_BD[there] += vectors_LD[starts_B[there] + position]
         position += 1
-        bags = bags[lengths_B[bags] > position]
-    if pooling == "mean":
-        there = np.concatenate([[0], np.cumsum(ids_L >= 0)])
-        out_BD /= np.maximum(there[offsets[1:]] - there[offsets[:-1]], 1)[:, None].astype(np.float32)
+        there = there[lengths_B[there] > position]
+    if bags.mean:
+        before = np.concatenate([[0], np.cumsum(bags.ids_L >= 0)])
+        counts_B = before[bags.offsets[1:]] - before[bags.offsets[:-1]]
+        out_BD /= np.maximum(counts_B, 1)[:, None].astype(np.float32)
     return out_BD
 
 
-def check_tensors(arrays: Arrays, shape: Shape, by_kept: list[int], where: str) -> None:
-    """Check names, types and shapes of a table's tensors.
+def check_shapes(arrays: Arrays, shape: Shape, where: str) -> list[int]:
+    """Check names, types and sizes of a table's tensors.
+
+    Returns:
+        How many rows keep 0, 1, … D columns, where the layout says so; for others all as if they kept D.
 
     Raises:
-        ValueError: if they are not what the layout has for a table of which `by_kept[k]` rows keep k columns.
+        ValueError: if they are not what the layout has for such a table.
     """
+    by_kept = [0] * shape.dim + [shape.rows]
+    if shape.layout == "bucketed":
+        counts = arrays.get("bucket_rows", _NONE)
+        if counts.shape != (shape.dim + 1,) or counts.dtype != np.uint32:
+            raise ValueError(f"{where}: bucket_rows: is {counts.dtype} {counts.shape}, must be {shape.dim + 1} uint32")
+        by_kept = [int(count) for count in counts]
+        if sum(by_kept) != shape.rows:
+            raise ValueError(f"{where}: bucket_rows: are {sum(by_kept)} rows, the manifest says {shape.rows}")
+        kept = sum(kept * count for kept, count in enumerate(by_kept))
+        if kept != shape.kept:
+            raise ValueError(f"{where}: bucket_rows: keep {kept} parameters, the manifest says {shape.kept}")
     expected = {spec.name: (spec.dtype, spec.shape) for spec in tensors(shape.layout, shape.dtype, shape.dim, by_kept)}
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    if shape.layout == "bitmap" and "records" in found and len(found["records"][1]) == 1:
+        expected["records"] = (expected["records"][0], found["records"][1])  # known when the bits are counted
     if found != expected:
         raise ValueError(f"{where}: has tensors {found}, layout {shape.layout} must have {expected}")
+    return by_kept
+
+
+_NONE = np.empty(0, np.uint8)
 
 
 def check_finite(array: npt.NDArray[Any], name: str, where: str) -> None:
@@ -302,20 +340,6 @@ def check_finite(array: npt.NDArray[Any], name: str, where: str) -> None:
     for first in range(0, len(array), CHECK_ROWS):
         if not np.isfinite(array[first : first + CHECK_ROWS]).all():
             raise ValueError(f"{where}: {name}: a value near position {first} is not finite")
-
-
-def _check_types(arrays: Arrays, shape: Shape, where: str) -> None:
-    """Names and types of tensors whose sizes depend on what they hold."""
-    types = {spec.name: spec.dtype for spec in tensors(shape.layout, shape.dtype, shape.dim, [0] * (shape.dim + 1))}
-    found = {name: array.dtype for name, array in arrays.items()}
-    flat = all(array.ndim == 1 for name, array in arrays.items() if name != "scales")
-    scales = shape.layout == "bucketed" or arrays.get("scales", _ONE).shape == (shape.dim,) or "scales" not in arrays
-    if found != types or not flat or not scales:
-        shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-        raise ValueError(f"{where}: has tensors {shapes}, layout {shape.layout} must have {types}")
-
-
-_ONE = np.empty(0, np.float32)
 
 
 def _scales(arrays: Arrays, where: str) -> Floats | None:

@@ -75,7 +75,7 @@ def encode(values_nk: Floats, dtype: Dtype, scales: Floats | None) -> Bytes:
 def decode(data: Bytes, dtype: Dtype, count: int) -> Floats:
     """Values float32 `[n, count]` of bytes `[n, value_bytes(dtype, count)]`; of int8 and int4 the whole numbers."""
     if dtype == "int4":
-        halves = np.stack([data & 15, data >> 4], axis=2).reshape(len(data), -1)[:, :count]
+        halves = np.stack([data & 15, data >> 4], axis=2).reshape(len(data), 2 * data.shape[1])[:, :count]
         return halves.astype(np.float32) - np.float32(8)
     stored = np.ascontiguousarray(data).view(STORED[dtype]).reshape(len(data), count)
     if dtype == "bf16":
