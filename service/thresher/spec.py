@@ -374,7 +374,12 @@ class RetrainSpec(Section):
 class ExportSpec(Section):
     """The compact tables."""
 
-    dtype: Literal["fp32", "fp16"] = Field("fp16", description="precision of the kept values")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="precision of the kept values")
+    layout: Literal["auto", "dense", "bitmap", "bucketed"] = Field(
+        "auto",
+        description="form of the tables' files: auto takes the smallest of each. bucketed gives rows other numbers, "
+        "and is refused for fields that are hashed or whose ids share rows; a budget in bytes allows no dense",
+    )
 
 
 class RuntimeSpec(Section):
@@ -475,6 +480,15 @@ class Spec(Section):
             raise ValueError(
                 "retrain.dense keep: is for the methods pep and magnitude, which have a dense part for what they leave "
                 f"of the tables; with {self.search.method} take rewind or random"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_can_be_renumbered(self) -> Spec:
+        hashed = [name for name, field in (self.data.fields or {}).items() if field.encoding == "hash"]
+        if self.export.layout == "bucketed" and hashed:
+            raise ValueError(
+                f"export.layout bucketed: gives rows other numbers, but those of {hashed[0]} are hashes; take auto"
             )
         return self
 

@@ -12,7 +12,14 @@ from safetensors.numpy import save_file
 from thresher.budget import budget_name, budget_params
 from thresher.rundir import MARKER, write_bytes, write_json
 from thresher.spec import Spec
-from thresher.tables.format import smallest_layout, table_file_bytes, table_path, vocabulary_path
+from thresher.tables.format import (
+    choose_layout,
+    pack_masks,
+    rows_by_kept,
+    table_file_bytes,
+    table_path,
+    vocabulary_path,
+)
 from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
 
 DIM = 16
@@ -204,8 +211,9 @@ def _write_tables(
     tables, entries = [], []
     for name, rows in fields.items():
         kept = rows * DIM if masks is None else int(masks[name].sum())
-        layout = smallest_layout("fp16", rows, DIM, kept)
-        size = table_file_bytes(layout, "fp16", rows, DIM, kept)
+        by_kept = [0] * DIM + [rows] if masks is None else rows_by_kept(pack_masks(masks[name]), DIM)
+        layout = choose_layout("auto", "fp16", DIM, by_kept, renumber=True)
+        size = table_file_bytes(layout, "fp16", DIM, by_kept)
         tables.append(TableEntry(name, rows, DIM, kept, layout, "fp16", FileEntry(table_path(name), size, SHA256)))
         vocabulary = VocabularyEntry("utf8", rows - 1, FileEntry(vocabulary_path(name), 180 + 9 * rows, SHA256))
         kind = "multi" if name == "genre" else "categorical"

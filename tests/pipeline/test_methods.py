@@ -12,6 +12,7 @@ import pytest
 
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import free_port, run_ranks
+from tests.pipeline.exported import exported_ids
 from thresher import rundir, tables
 from thresher.data.loader import Loader
 from thresher.models.fields import Fields
@@ -65,7 +66,7 @@ def assert_exports_equal(spec: Spec, budget: str) -> None:
         vectors = dict(zip(fields.names, fields(batch.sparse), strict=True))
     for name, field in exported.fields.items():
         jagged = batch.sparse[name]
-        ids = jagged.values().numpy()
+        ids = exported_ids(exported, run.data, name, jagged.values().numpy())
         found = exported.embed({name: (ids, jagged.offsets().numpy()) if field.kind == "multi" else ids})[name]
         np.testing.assert_allclose(found, vectors[name].detach().numpy(), rtol=1e-6, atol=1e-7)
     assert set(exported.fields) == set(vectors)
@@ -148,7 +149,8 @@ def test_a_budget_in_bytes_holds_for_all_files_together(
     wanted = int(budget[:2]) * 1000
     assert row["total_bytes"] <= wanted
     if (method, budget) != ("sseds", "60kB"):  # there the next column would bring the vocabulary of a further field
-        assert row["total_bytes"] > 0.85 * wanted
+        # Masks and vocabularies are counted as if no row were empty; magnitude empties most.
+        assert row["total_bytes"] > 0.6 * wanted
 
 
 def saliency_on(spec: Spec, port: int) -> None:

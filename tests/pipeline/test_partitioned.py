@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import free_port, run_ranks
+from tests.pipeline.exported import exported_ids
 from thresher import rundir, tables, trust
 from thresher.budget import Budget, budget_name, budget_params
 from thresher.data.loader import Loader
@@ -75,7 +76,7 @@ def assert_exported_vectors_are_the_models(spec: Spec, budget: Budget) -> None:
     assert list(exported.fields) == list(expected)
     for name, field in exported.fields.items():
         jagged = batch.sparse[name]
-        ids = jagged.values().numpy()
+        ids = exported_ids(exported, run.data, name, jagged.values().numpy())
         found = exported.embed({name: (ids, jagged.offsets().numpy()) if field.kind == "multi" else ids})[name]
         model = np.concatenate(expected[name], axis=1)
         path = field.composition is not None and field.composition.combine == "path"

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.distributed.ranks import free_port, run_ranks
+from tests.pipeline.exported import exported_ids
 from tests.pipeline.test_partitioned import assert_exported_vectors_are_the_models, run_stages, spec_for
 from thresher import rundir, tables
 from thresher.budget import Budget, budget_params
@@ -76,7 +77,7 @@ def test_the_budget_is_kept_and_exports_are_the_models(
     assert run.report.is_file()
     found, masks = tables.load(run.tables("0.15")), load_file(run.scheme("0.15") / "masks.safetensors")
     for name, table in found.tables.items():
-        values_ND = found._tables[name].lookup(np.arange(table.rows))
+        values_ND = found._tables[name].lookup(exported_ids(found, run.data, name, np.arange(table.rows)))
         assert values_ND.shape == (scheme["tables"][name]["rows"], spec.model.dim)
         assert (values_ND[~unpack_masks(masks[name], spec.model.dim)] == 0).all()
         assert np.count_nonzero(values_ND) <= scheme["tables"][name]["kept"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.distributed.conftest import make_spec
+from tests.pipeline.exported import exported_ids
 from thresher import rundir, tables
 from thresher.budget import budget_name, budget_params
 from thresher.data.loader import Loader
@@ -109,8 +110,8 @@ def test_exported_tables_give_the_models_own_vectors(finished: Spec, budget: flo
     ids = {}
     for name, field in exported.fields.items():
         jagged = batch.sparse[name]
-        one_hot = field.kind != "multi"
-        ids[name] = jagged.values().numpy() if one_hot else (jagged.values().numpy(), jagged.offsets().numpy())
+        found = exported_ids(exported, run.data, name, jagged.values().numpy())
+        ids[name] = found if field.kind != "multi" else (found, jagged.offsets().numpy())
     for name, found in exported.embed(ids).items():
         expected = vectors[name].detach().numpy()
         if exported.fields[name].kind == "multi":  # the order of a sum may differ in the last bit

@@ -11,6 +11,7 @@ import pytest
 
 from tests.distributed.conftest import make_spec
 from tests.distributed.ranks import free_port, run_ranks
+from tests.pipeline.exported import exported_ids
 from thresher import rundir, tables
 from thresher.rundir import RunDir
 from thresher.spec import Spec
@@ -55,7 +56,7 @@ def test_two_ranks_export_what_they_trained(sharding: str, tmp_path: Path) -> No
             job: Any = load_trained(other, meta, ranks, run, budget)
             for kernel in job.collection.kernels():
                 for part in kernel.parts():
-                    ids = np.arange(part.table.rows)
+                    ids = exported_ids(exported, run.data, part.name, np.arange(part.table.rows))
                     one_hot = exported.fields[part.name].kind != "multi"
                     bags = ids if one_hot else (ids, np.arange(part.table.rows + 1))
                     found = exported.embed({part.name: bags})[part.name]

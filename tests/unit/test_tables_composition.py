@@ -35,7 +35,7 @@ def write(folder: Path) -> dict[str, np.ndarray]:
         arrays[f"outer.{number}"] = rng.standard_normal((buckets, DIM, 2)).astype(np.float32)
     writer = Writer(folder, model="fm", seed=3, budget=0.1, spec_fingerprint=SPEC)
     for name in ("rows", "path"):
-        with writer.table(name, rows=len(arrays[name]), dim=DIM, kept=arrays[name].size, dtype="fp32") as table:
+        with writer.table(name, dim=DIM, rows_by_kept=[0] * DIM + [len(arrays[name])], dtype="fp32") as table:
             table.write(arrays[name])
 
     def field(name: str, table: str, composition: Composition | None, projection: str | None = None) -> None:

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 from thresher.data.hashing import hash_keys
 from thresher.data.parse import log_buckets
 from thresher.tables import Tables, Writer, load
-from thresher.tables.format import DTYPES, pack_masks, table_file_bytes, unpack_masks
-from thresher.tables.layouts import BLOCK_ROWS, CHECK_ROWS, BitmapTable
-from thresher.tables.reader import pool
+from thresher.tables.format import LAYOUTS, pack_masks, rows_by_kept, table_file_bytes, unpack_masks
+from thresher.tables.layouts import BLOCK_ROWS, CHECK_ROWS, Bags, BitmapTable, Shape, pool
+from thresher.tables.values import LIMITS, STORED, decode, encode
 
 SPEC = "0123456789abcdef" * 4
 
@@ -23,19 +23,31 @@ def start(folder):
     return Writer(folder, model="fm", seed=3, budget=0.2, spec_fingerprint=SPEC)
 
 
-def write_table(writer, name, values_ND, mask_ND, *, dtype="fp32", chunk=7):
-    rows, dim = values_ND.shape
-    kept = rows * dim if mask_ND is None else mask_ND.sum()
-    with writer.table(name, rows=rows, dim=dim, kept=kept, dtype=dtype) as table:
-        for first in range(0, rows, chunk):
+def write_table(writer, name, values_ND, mask_ND, *, dtype="fp32", chunk=7, **options):
+    if mask_ND is None:
+        mask_ND = np.ones(values_ND.shape, bool)
+    dim = values_ND.shape[1]
+    by_kept = rows_by_kept(pack_masks(mask_ND), dim)
+    with writer.table(name, dim=dim, rows_by_kept=by_kept, dtype=dtype, **options) as table:
+        for first in range(0, len(values_ND), chunk):
             cut = slice(first, first + chunk)
-            table.write(values_ND[cut], None if mask_ND is None else mask_ND[cut])
+            table.write(values_ND[cut], None if mask_ND[cut].all() else mask_ND[cut])
 
 
 def write_one(folder, values_ND, mask_ND, *, kind="categorical", pooling="mean", **options) -> Tables:
     writer = start(folder)
     write_table(writer, "a", values_ND, mask_ND, **options)
     writer.field("a", table="a", kind=kind, pooling=pooling, encoding="hash")
+    writer.finish()
+    return load(folder)
+
+
+def write_known(folder, values_ND, mask_ND, **options) -> Tables:
+    """A table whose row i is that of key i, and row 0 that of the others."""
+    writer = start(folder)
+    write_table(writer, "a", values_ND, mask_ND, renumber=True, **options)
+    keys = np.arange(1, len(values_ND))
+    writer.field("a", table="a", kind="categorical", encoding="vocabulary", keys=keys)
     writer.finish()
     return load(folder)
 
@@ -55,23 +67,91 @@ def masked_tables(draw):
     return values_ND, mask_ND
 
 
+def stored(values_ND, mask_ND, dtype):
+    """What a type of values without scales makes of a table."""
+    masked_ND = np.where(mask_ND, values_ND, np.float32(0))
+    return decode(encode(masked_ND, dtype, None), dtype, values_ND.shape[1])
+
+
 @settings(max_examples=120, deadline=None)
-@given(masked_tables(), st.sampled_from(["fp32", "fp16"]), st.integers(1, 200))
-def test_lookup_equals_values_times_mask(table, dtype, chunk):
+@given(masked_tables(), st.sampled_from(["fp32", "fp16", "bf16"]), st.sampled_from(LAYOUTS), st.integers(1, 200))
+def test_lookup_equals_values_times_mask(table, dtype, layout, chunk):
     values_ND, mask_ND = table
     with tempfile.TemporaryDirectory() as folder:
-        tables = write_one(Path(folder), values_ND, mask_ND, dtype=dtype, chunk=chunk)
-        expected_ND = (values_ND * mask_ND).astype(DTYPES[dtype]).astype(np.float32)
-        got_ND = tables.embed({"a": np.arange(len(values_ND))})["a"]
+        write = write_known if layout == "bucketed" else write_one
+        tables = write(Path(folder), values_ND, mask_ND, dtype=dtype, chunk=chunk, layout=layout)
+        ids = tables.rows("a", np.arange(len(values_ND))) if layout == "bucketed" else np.arange(len(values_ND))
+        got_ND = tables.embed({"a": ids})["a"]
         assert got_ND.dtype == np.float32
-        np.testing.assert_array_equal(got_ND, expected_ND)
-        entry = tables.tables["a"]
-        sizes = {
-            layout: table_file_bytes(layout, dtype, *mask_ND.shape, int(mask_ND.sum()))
-            for layout in ("dense", "bitmap")
-        }
-        assert tables.table_bytes == sizes[entry.layout] == min(sizes.values())
-        assert entry.kept == mask_ND.sum()
+        np.testing.assert_array_equal(got_ND, stored(values_ND, mask_ND, dtype))
+        assert (tables.tables["a"].layout, tables.tables["a"].kept) == (layout, mask_ND.sum())
+
+
+@settings(max_examples=60, deadline=None)
+@given(masked_tables(), st.sampled_from(list(LIMITS)), st.sampled_from(LAYOUTS), st.integers(1, 200))
+def test_whole_numbers_are_within_half_a_step(table, dtype, layout, chunk):
+    values_ND, mask_ND = table
+    with tempfile.TemporaryDirectory() as folder:
+        write = write_known if layout == "bucketed" else write_one
+        tables = write(Path(folder), values_ND, mask_ND, dtype=dtype, chunk=chunk, layout=layout)
+        ids = tables.rows("a", np.arange(len(values_ND))) if layout == "bucketed" else np.arange(len(values_ND))
+        got_ND, masked_ND = tables.embed({"a": ids})["a"], values_ND * mask_ND
+        # A column has a scale; of a bucketed table, in each bucket.
+        groups_N = mask_ND.sum(axis=1) if layout == "bucketed" else np.zeros(len(mask_ND))
+        for group in np.unique(groups_N):
+            rows = groups_N == group
+            steps_D = np.abs(masked_ND[rows]).max(axis=0) / np.float32(LIMITS[dtype])
+            assert (np.abs(got_ND[rows] - masked_ND[rows]) <= steps_D * 0.501).all()
+        assert not got_ND[~mask_ND].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(masked_tables(), st.sampled_from(list(STORED)), st.booleans())
+def test_auto_takes_the_smallest_layout_and_knows_its_bytes(table, dtype, renumber):
+    values_ND, mask_ND = table
+    by_kept, dim = rows_by_kept(pack_masks(mask_ND), values_ND.shape[1]), values_ND.shape[1]
+    with tempfile.TemporaryDirectory() as folder:
+        write = write_known if renumber else write_one
+        tables = write(Path(folder), values_ND, mask_ND, dtype=dtype, chunk=64)
+        allowed = LAYOUTS if renumber else ("dense", "bitmap")
+        sizes = {layout: table_file_bytes(layout, dtype, dim, by_kept) for layout in allowed}
+        assert tables.table_bytes == sizes[tables.tables["a"].layout] == min(sizes.values())
+
+
+def test_bf16_rounds_to_the_nearest_and_to_the_even_of_two():
+    values = np.array([[1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -0.0, -3.3e38]], np.float32)
+    got = decode(encode(values, "bf16", None), "bf16", 6)
+    assert got[0, :4].tolist() == [1, 1, 1 + 2**-6, 1 + 2**-7]
+    assert np.signbit(got[0, 4])
+    assert got[0, 5] == -3.2963046e38 or abs(got[0, 5] / 3.3e38 + 1) < 2**-8
+
+
+def test_keys_of_empty_rows_leave_the_vocabulary_only_where_the_oov_row_is_empty_too(tmp_path):
+    values_ND, mask_ND = table_of(50, 6, 0.1)
+    mask_ND[3:20] = False
+    for layout in LAYOUTS:
+        for empty_oov in (True, False):
+            mask_ND[0] = not empty_oov
+            tables = write_known(tmp_path / f"{layout}{empty_oov}", values_ND, mask_ND, layout=layout)
+            field, keys = tables.fields["a"], np.arange(1, 50)
+            assert field.vocabulary.keys == (mask_ND[1:].any(axis=1).sum() if empty_oov else 49)
+            got_ND = tables.embed({"a": tables.rows("a", keys)})["a"]
+            np.testing.assert_array_equal(got_ND, values_ND[1:] * mask_ND[1:])
+            assert tables.rows("a", ["unknown", 4711]).tolist() == [field.oov_row] * 2
+            np.testing.assert_array_equal(tables.embed({"a": [field.oov_row]})["a"], values_ND[:1] * mask_ND[:1])
+
+
+def test_only_vocabularies_follow_rows_that_get_other_numbers(tmp_path):
+    values_ND, mask_ND = table_of(50, 6, 0.1)
+    writer = start(tmp_path / "a")
+    with pytest.raises(ValueError, match="table 't': layout bucketed renumbers rows, which only rows of vocabular"):
+        writer.table("t", dim=6, rows_by_kept=[0] * 6 + [3], dtype="fp16", layout="bucketed")
+    write_table(writer, "u", values_ND, mask_ND, renumber=True, layout="bucketed")
+    with pytest.raises(ValueError, match="field 'f': the rows of table 'u' get other numbers, which only vocab"):
+        writer.field("f", table="u", kind="categorical", encoding="hash")
+    writer.table("v", dim=6, rows_by_kept=[40] + [0] * 5 + [3], dtype="fp16", renumber=True)
+    with pytest.raises(ValueError, match="table 'v': its rows must be written before the vocabularies"):
+        writer.field("f", table="v", kind="categorical", encoding="vocabulary", keys=[])
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,12 +177,20 @@ def test_kept_bits_are_kept_exactly(tmp_path):
 def test_bitmap_row_starts_across_blocks_and_pieces(dim):
     rows = CHECK_ROWS + 3 * BLOCK_ROWS + 5 if dim == 3 else 2 * BLOCK_ROWS + 1
     _, mask_ND = table_of(rows, dim, 0.3)
+    mask_ND[2 * BLOCK_ROWS :: 3] = False
     mask_ND[:BLOCK_ROWS] = True  # at 1,024 columns the largest distance that 16 bits must hold
     values_K = np.arange(mask_ND.sum(), dtype=np.float32)
     full_ND = np.zeros(mask_ND.shape, np.float32)
     full_ND[mask_ND] = values_K
+    present_N = mask_ND.any(axis=1)
+    arrays = {
+        "present": np.packbits(np.pad(present_N, (0, -rows % 64)), bitorder="little"),
+        "records": np.concatenate(
+            [pack_masks(mask_ND[present_N]).reshape(-1), values_K.view(np.uint8), np.zeros(64, np.uint8)]
+        ),
+    }
     ids_L = np.random.default_rng(1).permutation(rows)
-    table = BitmapTable(pack_masks(mask_ND), values_K, dim, "x")
+    table = BitmapTable(arrays, Shape("bitmap", "fp32", rows, dim, len(values_K)), "x")
     np.testing.assert_array_equal(table.lookup(ids_L), full_ND[ids_L])
 
 
@@ -131,7 +219,9 @@ def test_pool_adds_a_bag_in_order():
     total_D = np.zeros(3, np.float32)
     for vector_D in vectors_LD:
         total_D += vector_D
-    np.testing.assert_array_equal(pool(vectors_LD, np.array([0, 5000]), "sum")[0], total_D)
+    table = BitmapTable.__new__(BitmapTable)  # nothing is looked up in it
+    got_BD = pool(vectors_LD, Bags(table, np.arange(5000), np.array([0, 5000])))
+    np.testing.assert_array_equal(got_BD[0], total_D)
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -139,7 +229,7 @@ def test_pool_adds_a_bag_in_order():
     ("ids", "message"),
     [
         ({"a": [0, 30]}, "field a: id 30 at position 1 is outside the field.s 30 ids"),
-        ({"a": [0, -1]}, "field a: id -1"),
+        ({"a": [0, -2]}, "field a: id -2"),
         ({"a": np.array([2**63], np.uint64)}, "field a: id 9223372036854775808"),
         ({"a": [0.0]}, "field a: ids must be one row of whole numbers, got float64"),
         ({"a": [True]}, "whole numbers, got bool"),
@@ -175,7 +265,9 @@ def test_an_empty_request_gives_empty_vectors(tmp_path):
 
 def write_keys(folder, keys, encoding="vocabulary", rows=None) -> Tables:
     writer = start(folder)
-    write_table(writer, "t", *table_of(rows or len(keys) + 1, 4, 0.2))
+    values_ND, mask_ND = table_of(rows or len(keys) + 1, 4, 0.2)
+    mask_ND[0] = True  # else keys of empty rows would leave
+    write_table(writer, "t", values_ND, mask_ND)
     kind = "numeric" if encoding == "log_bucket" else "categorical"
     writer.field("f", table="t", kind=kind, encoding=encoding, keys=keys)
     writer.finish()

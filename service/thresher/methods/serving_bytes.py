@@ -23,10 +23,11 @@ from thresher.methods.shared_rows import composition_of
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.tables import vocabulary
-from thresher.tables.format import DENSE, DTYPES, table_file_bytes, table_path, vocabulary_path
+from thresher.tables.format import DENSE, Layout, mask_bytes, table_file_bytes, table_path, vocabulary_path
 from thresher.tables.keys import DEFINITIONS
 from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
 from thresher.tables.safetensors_file import TensorSpec, header
+from thresher.tables.values import value_bytes
 from thresher.train.build import dense_part
 
 _LARGE = FileEntry("", 10**15, "0" * 64)  # a petabyte: more digits than any file here needs
@@ -63,16 +64,23 @@ class ServingBytes:
         Raises:
             ValueError: if the budget allows none, or more than there are.
         """
-        dtype = self._spec.export.dtype
+        dtype, wanted = self._spec.export.dtype, self._spec.export.layout
         shapes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
+        if wanted == "dense" and budget_bytes(budget) is not None:
+            raise ValueError(
+                f"prune.budgets: {budget} cannot be met with export.layout dense, which has room for what is pruned; "
+                "take layout auto"
+            )
+        # Of the layouts that auto chooses from, the one whose size depends least on where zeros are.
+        layout: Layout = "bucketed" if wanted == "bucketed" else "bitmap"
 
         @cache
         def fixed() -> int:
-            # With bitmaps; the writer takes another layout only where it is smaller. 24: digits of sizes in a header.
-            masks = sum(table_file_bytes("bitmap", dtype, rows, dim, 0) + 24 for rows, dim in shapes)
-            return self.beside_tables(plan) + masks
+            # As if every row kept something, and had a mask. 24: digits of sizes in a header.
+            empty = sum(table_file_bytes(layout, dtype, dim, [rows] + [0] * dim) + 24 for rows, dim in shapes)
+            return self.beside_tables(plan) + empty + sum(rows * mask_bytes(dim) for rows, dim in shapes)
 
-        params = self.params_within(budget, lambda params: fixed() + params * DTYPES[dtype].itemsize)
+        params = self.params_within(budget, lambda params: fixed() + value_bytes(dtype, params))
         check_pruned(budget, params, plan.params(self._rows), self._spec.search)
         return params
 
@@ -104,9 +112,10 @@ class ServingBytes:
 
     def unmasked(self, plan: TablePlan) -> int:
         """Bytes of all that serving needs of tables that keep all they have."""
-        dtype = self._spec.export.dtype
+        dtype, wanted = self._spec.export.dtype, self._spec.export.layout
         sizes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
-        tables = sum(table_file_bytes("dense", dtype, rows, dim, rows * dim) for rows, dim in sizes)
+        layout = "dense" if wanted == "auto" else wanted
+        tables = sum(table_file_bytes(layout, dtype, dim, [0] * dim + [rows]) for rows, dim in sizes)
         return tables + self.beside_tables(plan)
 
     def beside_tables(self, plan: TablePlan) -> int:
@@ -127,7 +136,7 @@ class ServingBytes:
             rows, columns = own.shape(name, field["rows"])
             file = replace(_LARGE, path=table_path(name))
             dtype = self._spec.export.dtype
-            tables.append(TableEntry(name, rows, columns, rows * columns, "bitmap", dtype, file))
+            tables.append(TableEntry(name, rows, columns, rows * columns, "bucketed", dtype, file))
             listed = VocabularyEntry("int64", field["rows"], replace(_LARGE, path=vocabulary_path(name)))
             fields.append(
                 FieldEntry(
@@ -137,7 +146,7 @@ class ServingBytes:
                     pooling=field["pooling"],
                     encoding=encoding,
                     definition=DEFINITIONS.get(encoding),
-                    oov_row=None if encoding == "hash" else 0,
+                    oov_row=None if encoding == "hash" else rows - 1,
                     vocabulary=None if encoding == "hash" else listed,
                     composition=composition_of(own, name, field["rows"], fields_at),
                     projection=projection if (projection := projection_name(fields_at, name)) in dense else None,
@@ -161,5 +170,5 @@ def _vocabulary_bytes(path: Path) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys"
-        vocabulary.write(file, keys, path.stem)
+        vocabulary.write(file, keys, np.arange(1, len(keys) + 1), path.stem)
         return file.stat().st_size

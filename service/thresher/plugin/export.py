@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from thresher import rundir
-from thresher.embedding.compact import kept_entries
 from thresher.embedding.representation import Composed, Masked, SoftThreshold
 from thresher.embedding.rows import Rows, table_rows
 from thresher.embedding.sharding import ShardedCollection, collections_of
 from thresher.plugin.scheme import Scheme
-from thresher.tables.format import NAME, Dtype, mask_bytes, unpack_masks
+from thresher.tables.format import NAME, Layout, mask_bytes, rows_by_kept, unpack_masks
+from thresher.tables.values import Dtype
 from thresher.tables.vocabulary import Keys
 from thresher.tables.writer import Writer
 
@@ -35,6 +35,7 @@ def export(
     dtype: Dtype = "fp16",
     vocabularies: Mapping[str, Keys] | None = None,
     name: str = "model",
+    layout: Layout | Literal["auto"] = "auto",
 ) -> None:
     """Write the tables of a model as lookups give them, for `thresher.tables.load`; every rank must call it.
 
@@ -45,10 +46,12 @@ def export(
         model: sharded and trained, with tables that are Dense, Masked, or SoftThreshold with a scheme.
         folder: empty or not there yet; of the first rank.
         scheme: what stays of tables that are not Masked; needed where thresholds were learned.
-        dtype: precision of the values: fp32 or fp16.
+        dtype: precision of the values: fp32, fp16, bf16, int8 or int4. Of the last two see that your metric bears them.
         vocabularies: by feature the raw keys of its rows from row 1 on, where row 0 is that of unknown keys. The ids of
             features that are left out are rows, for serving too.
         name: of the model, as the manifest says it.
+        layout: of every table's file; auto takes the smallest of each. Tables of which every feature has a vocabulary
+            may be bucketed: their rows then get other numbers, which `Tables.rows` gives.
 
     Raises:
         ValueError: on every rank, if the folder holds anything, the model has tables that cannot be exported, or its
@@ -67,9 +70,13 @@ def export(
             for _ in chunks:
                 pass
             continue
-        kept = _kept(collection, config, scheme)
         with writer.table(
-            config.name, rows=config.num_embeddings, dim=config.embedding_dim, kept=kept, dtype=dtype
+            config.name,
+            dim=config.embedding_dim,
+            rows_by_kept=_rows_by_kept(collection, config, scheme),
+            dtype=dtype,
+            layout=layout,
+            renumber=all(feature in keys_of for feature in config.feature_names),
         ) as table:
             for values_ND, mask_ND in chunks:
                 table.write(values_ND, mask_ND)
@@ -177,14 +184,14 @@ def _writer(folder: Path, tables: list[_Table], scheme: Scheme | None, name: str
     )
 
 
-def _kept(collection: ShardedCollection, config: EmbeddingBagConfig, scheme: Scheme | None) -> int:
-    """Parameters of a table that stay."""
-    representation = collection.representations[config.name]
+def _rows_by_kept(collection: ShardedCollection, config: EmbeddingBagConfig, scheme: Scheme | None) -> list[int]:
+    """How many rows of a table keep 0, 1, … D columns."""
+    representation, rows, dim = collection.representations[config.name], config.num_embeddings, config.embedding_dim
     if isinstance(representation, Masked):
-        return kept_entries(representation.masks, config.name, 0, config.num_embeddings)
+        return rows_by_kept(representation.masks.packed(config.name, 0, rows).numpy(), dim)
     if scheme is not None and config.name in scheme.masks:
-        return scheme.kept(config.name)
-    return int(config.num_embeddings * config.embedding_dim)
+        return rows_by_kept(scheme.masks[config.name], dim)
+    return [0] * dim + [rows]
 
 
 def _chunks(collection: ShardedCollection, config: EmbeddingBagConfig, scheme: Scheme | None) -> Iterator[Rows]:

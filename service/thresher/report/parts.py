@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from thresher.tables.format import DTYPES, mask_bytes
 from thresher.tables.manifest import Manifest, TableEntry
+from thresher.tables.values import value_bytes
 
 VALUES, MASKS, VOCABULARY, DENSE, REST = "values", "masks", "vocabulary", "dense part", "manifest and headers"
 PARTS = (VALUES, MASKS, VOCABULARY, DENSE, REST)
@@ -28,9 +28,10 @@ def table_bytes(manifest: Manifest) -> dict[str, int]:
 
 
 def _values_bytes(table: TableEntry) -> int:
-    parameters = table.rows * table.dim if table.layout == "dense" else table.kept
-    return parameters * DTYPES[table.dtype].itemsize
+    """Of values that take half a byte, without the halves that stay empty."""
+    return value_bytes(table.dtype, table.rows * table.dim if table.layout == "dense" else table.kept)
 
 
 def _masks_bytes(table: TableEntry) -> int:
-    return 0 if table.layout == "dense" else table.rows * mask_bytes(table.dim)
+    """All that says which columns stay; the manifest does not tell it from the header."""
+    return 0 if table.layout == "dense" else table.file.bytes - _values_bytes(table)

@@ -46,12 +46,13 @@ def run(spec: Spec) -> None:
 @torch.no_grad()
 def round_tables(job: Job, dtype: str) -> None:
     """Give the tables the values that their exported form holds."""
-    if dtype == "fp16":
+    narrow = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(dtype)
+    if narrow is not None:
         for kernel in job.collection.kernels():
-            kernel.group.weights.copy_(kernel.group.weights.half())
+            kernel.group.weights.copy_(kernel.group.weights.to(narrow))
         for module in job.model.modules():
             if isinstance(module, PathTable):  # its maps are in the dense part, which is exported as it is
-                module.table.copy_(module.table.half())
+                module.table.copy_(module.table.to(narrow))
 
 
 def _row(

@@ -82,8 +82,16 @@ def _write(
                 pass
             continue
         masked = kept is not None and isinstance(entries_of(own.representation), Masked)
-        params = kept[name]["kept"] if kept and masked else rows * columns
-        with writer.table(name, rows=rows, dim=columns, kept=params, dtype=spec.export.dtype) as table:
+        composition = composition_of(own, name, field["rows"], job.fields_at)
+        keys = read_keys(run_dir.data / "vocabulary" / f"{name}.parquet")
+        with writer.table(
+            name,
+            dim=columns,
+            rows_by_kept=kept[name]["rows_by_kept"] if kept and masked else [0] * columns + [rows],
+            dtype=spec.export.dtype,
+            layout=spec.export.layout,
+            renumber=keys is not None and composition is None,
+        ) as table:
             for values_ND, mask_ND in _first_rows(chunks, rows):
                 table.write(values_ND, mask_ND)
         projection = projection_name(job.fields_at, name)
@@ -93,8 +101,8 @@ def _write(
             kind=field["kind"],
             encoding=field["encoding"],
             pooling=field["pooling"],
-            keys=read_keys(run_dir.data / "vocabulary" / f"{name}.parquet"),
-            composition=composition_of(own, name, field["rows"], job.fields_at),
+            keys=keys,
+            composition=composition,
             projection=projection if projection in job.dense else None,
         )
     if writer is not None:

@@ -1,28 +1,32 @@
-"""Format 1 of the compact tables: names, limits, the two layouts and their exact bytes.
+"""Format 2 of the compact tables: names, limits, the layouts and their exact bytes.
 
 `docs/table_format.md` describes it byte by byte. Shapes: N rows of a table, D columns, B = ceil(D / 8) bytes of a
-row's mask, K kept values of the table.
+row's mask, P rows that keep anything, R bytes of records.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from thresher.tables.index import index_of
 from thresher.tables.safetensors_file import TensorSpec, header
+from thresher.tables.values import LIMITS, STORED, Dtype, value_bytes
 
-FORMAT = 1
+FORMAT = 2
 MAX_DIM = 1024
 MAX_ROWS = 2**31 - 1
 MAX_PARTITIONS = 16
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+# Zeros after the last record: a lookup reads 64 bytes at once, wherever in a record it begins.
+PADDING = 64
 
-Layout = Literal["dense", "bitmap"]
-Dtype = Literal["fp32", "fp16"]
-DTYPES: dict[Dtype, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+Layout = Literal["dense", "bitmap", "bucketed"]
+LAYOUTS: tuple[Layout, ...] = ("dense", "bucketed", "bitmap")  # of equally small ones the first is taken: it is faster
 
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
@@ -53,23 +57,73 @@ def unpack_masks(mask_NB: npt.NDArray[np.uint8], dim: int) -> npt.NDArray[np.boo
     return np.unpackbits(mask_NB, axis=1, count=dim, bitorder="little").view(np.bool_)
 
 
-def tensors(layout: Layout, dtype: Dtype, rows: int, dim: int, kept: int) -> list[TensorSpec]:
-    """The tensors of a table's file."""
+def rows_by_kept(mask_NB: npt.NDArray[np.uint8], dim: int) -> list[int]:
+    """How many rows keep 0, 1, … D columns, `[D + 1]`, of packed masks."""
+    counts_N = np.bitwise_count(mask_NB).sum(axis=1, dtype=np.int64)
+    return [int(count) for count in np.bincount(counts_N, minlength=dim + 1)]
+
+
+def present_bytes(rows: int) -> int:
+    """Bytes of a bitmap's presence bits: whole words of 64 rows."""
+    return -(-rows // 64) * 8
+
+
+def record_bytes(dtype: Dtype, dim: int, kept: int) -> int:
+    """Bytes of a bucketed table's record of a row that keeps so many columns."""
+    return index_of(dim, kept).bytes + value_bytes(dtype, kept)
+
+
+def tensors(layout: Layout, dtype: Dtype, dim: int, by_kept: Sequence[int]) -> list[TensorSpec]:
+    """The tensors of a table's file, of which `by_kept[k]` rows keep k columns."""
+    rows = sum(by_kept)
+    scales: tuple[int, ...] = (dim,)
     if layout == "dense":
-        return [TensorSpec("values", DTYPES[dtype], (rows, dim))]
-    return [
-        TensorSpec("values", DTYPES[dtype], (kept,)),
-        TensorSpec("mask", np.dtype("u1"), (rows, mask_bytes(dim))),
-    ]
+        columns = value_bytes(dtype, dim) // STORED[dtype].itemsize
+        found = [TensorSpec("values", STORED[dtype], (rows, columns))]
+    elif layout == "bitmap":
+        each = [mask_bytes(dim) + value_bytes(dtype, kept) for kept in range(1, dim + 1)]
+        size = sum(count * size for count, size in zip(by_kept[1:], each, strict=True))
+        found = [
+            TensorSpec("records", np.dtype("u1"), (size + PADDING,)),
+            TensorSpec("present", np.dtype("u1"), (present_bytes(rows),)),
+        ]
+    else:
+        scales = (sum(count > 0 for count in by_kept[1:]), dim)
+        size = sum(count * record_bytes(dtype, dim, kept) for kept, count in enumerate(by_kept) if count)
+        found = [
+            TensorSpec("bucket_rows", np.dtype("<u4"), (dim + 1,)),
+            TensorSpec("records", np.dtype("u1"), (size + PADDING,)),
+        ]
+    return found + [TensorSpec("scales", np.dtype("<f4"), scales)] * (dtype in LIMITS)
 
 
-def table_file_bytes(layout: Layout, dtype: Dtype, rows: int, dim: int, kept: int) -> int:
+def table_file_bytes(layout: Layout, dtype: Dtype, dim: int, by_kept: Sequence[int]) -> int:
     """Exact size of a table's file in bytes."""
-    specs = tensors(layout, dtype, rows, dim, kept)
+    specs = tensors(layout, dtype, dim, by_kept)
     return len(header(specs)[0]) + sum(spec.nbytes for spec in specs)
 
 
-def smallest_layout(dtype: Dtype, rows: int, dim: int, kept: int) -> Layout:
-    """The layout with the smaller file; `dense` where they are equal, because its lookup is one gather."""
-    dense = table_file_bytes("dense", dtype, rows, dim, kept)
-    return "dense" if dense <= table_file_bytes("bitmap", dtype, rows, dim, kept) else "bitmap"
+def choose_layout(
+    wanted: Layout | Literal["auto"], dtype: Dtype, dim: int, by_kept: Sequence[int], renumber: bool
+) -> Layout:
+    """The layout that is wanted, or the one with the smallest file.
+
+    Args:
+        wanted: a layout, or `auto`.
+        dtype: of the values.
+        dim: D.
+        by_kept: how many rows keep 0, 1, … D columns.
+        renumber: whether rows may get other numbers.
+
+    Raises:
+        ValueError: if `bucketed` is wanted, and rows must keep their numbers.
+    """
+    if wanted == "bucketed" and not renumber:
+        raise ValueError(
+            "layout bucketed renumbers rows, which only rows of vocabularies may be: ids that are hashed, shared or "
+            "given as they are stay; take layout auto or bitmap"
+        )
+    if wanted != "auto":
+        return wanted
+    allowed = [layout for layout in LAYOUTS if renumber or layout != "bucketed"]
+    return min(allowed, key=lambda layout: table_file_bytes(layout, dtype, dim, by_kept))

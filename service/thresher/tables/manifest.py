@@ -21,18 +21,18 @@ from thresher.tables import strict_json
 from thresher.tables.composition import Composition, composition_entry
 from thresher.tables.format import (
     DENSE,
-    DTYPES,
     FORMAT,
+    LAYOUTS,
     MANIFEST,
     MAX_DIM,
     MAX_ROWS,
     NAME,
-    Dtype,
     Layout,
     table_path,
     vocabulary_path,
 )
 from thresher.tables.keys import DEFINITIONS
+from thresher.tables.values import STORED, Dtype
 
 MAX_BYTES = 16 * 2**20
 _ZEROS = "0" * 64
@@ -89,7 +89,7 @@ class FieldEntry:
     pooling: Pooling
     encoding: Encoding
     definition: str | None
-    oov_row: Literal[0] | None
+    oov_row: int | None
     vocabulary: VocabularyEntry | None
     composition: Composition | None = None
     projection: str | None = None
@@ -245,8 +245,8 @@ def table_entry(check: Checker, value: Any, at: str) -> TableEntry:
         rows=rows,
         dim=dim,
         kept=check.whole(member["kept"], f"{at}.kept", 0, rows * dim),
-        layout=cast(Layout, check.one_of(member["layout"], f"{at}.layout", ("dense", "bitmap"))),
-        dtype=cast(Dtype, check.one_of(member["dtype"], f"{at}.dtype", DTYPES)),
+        layout=cast(Layout, check.one_of(member["layout"], f"{at}.layout", LAYOUTS)),
+        dtype=check.dtype(member["dtype"], f"{at}.dtype"),
         file=_file(check, member["file"], f"{at}.file", table_path(name)),
     )
 
@@ -271,7 +271,7 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
     if not listed and (vocabulary is not None or oov_row is not None):
         raise ValueError(f"{check.where}: {at}: encoding {encoding} has no vocabulary and no oov_row")
     if listed and (vocabulary is None or oov_row is None):
-        raise ValueError(f"{check.where}: {at}: encoding {encoding} needs a vocabulary, and oov_row 0")
+        raise ValueError(f"{check.where}: {at}: encoding {encoding} needs a vocabulary and an oov_row")
     composition, projection = member["composition"], member["projection"]
     if composition is not None:
         composition = composition_entry(check, composition, f"{at}.composition", rows[table])
@@ -283,7 +283,7 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
         pooling=cast(Pooling, check.one_of(member["pooling"], f"{at}.pooling", ("sum", "mean"))),
         encoding=cast(Encoding, encoding),
         definition=definition,
-        oov_row=None if oov_row is None else cast(Literal[0], check.whole(oov_row, f"{at}.oov_row", 0, 0)),
+        oov_row=None if oov_row is None else check.whole(oov_row, f"{at}.oov_row", 0, ids - 1),
         vocabulary=None if vocabulary is None else _vocabulary(check, vocabulary, at, name, ids),
         composition=composition,
         projection=None if projection is None else check.text(projection, f"{at}.projection"),
@@ -367,6 +367,10 @@ class Checker:
             shown = ", ".join(list(choices)[:5]) + (", …" if len(choices) > 5 else "")
             raise self.fail(at, f"one of {shown}", value)
         return value
+
+    def dtype(self, value: Any, at: str) -> Dtype:
+        """A type of values."""
+        return cast(Dtype, self.one_of(value, at, STORED))
 
     def budget(self, value: Any, at: str) -> Budget | None:
         """A share or count of parameters, a text with bytes, or nothing."""

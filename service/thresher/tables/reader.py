@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.hashing import hash_keys
-from thresher.tables import manifest, safetensors_file
-from thresher.tables.format import MANIFEST, tensors
+from thresher.tables import binding, manifest, safetensors_file
+from thresher.tables.format import MANIFEST
 from thresher.tables.keys import log_buckets, texts
-from thresher.tables.layouts import BitmapTable, DenseTable, Table, check_finite
+from thresher.tables.layouts import Bags, Shape, Table, check_finite, pool, pooled
 from thresher.tables.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.integer[Any]] | Sequence[int]
-Bags = tuple[Ids, Ids] | Sequence[Ids]
+RaggedIds = tuple[Ids, Ids] | Sequence[Ids]
 
 
 def load(path: str | Path, verify: bool = True) -> Tables:
@@ -76,7 +76,9 @@ class Tables:
                 arrays = _arrays(folder, listed.file, verify)
                 ids = self._ids(field)
                 where = f"{folder / listed.file.path}: field {field.name}"
-                self._vocabularies[field.name] = Vocabulary(arrays, listed.form, listed.keys, ids, where)
+                self._vocabularies[field.name] = Vocabulary(
+                    arrays, listed.form, listed.keys, ids, field.oov_row or 0, where
+                )
         self.dense = _arrays(folder, entries.dense, verify)
         for name, array in self.dense.items():
             if array.dtype.kind == "f":
@@ -88,13 +90,17 @@ class Tables:
             if field.projection is not None:
                 self._check_projection(field, at)
 
-    def embed(self, ids: Mapping[str, Ids | Bags]) -> dict[str, npt.NDArray[np.float32]]:
+    def embed(
+        self, ids: Mapping[str, Ids | RaggedIds], weights: Mapping[str, Any] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
         """Vectors of row ids.
 
         Args:
             ids: per field. One id a sample (`categorical`, `numeric`): whole numbers `[B]`. `multi`: either a tuple
                 (values `[L]`, offsets `[B + 1]`; sample i has `values[offsets[i]:offsets[i + 1]]`), or a list of B
-                lists.
+                lists. Id -1 is none: its vector is zeros, and it does not count in a mean.
+            weights: per field, for some of them: finite numbers `[L]`, one an id, which vectors are multiplied by
+                before they are added up. A mean is still divided by the number of ids.
 
         Returns:
             Per field float32 `[B, D]`, what the model works with: ids that share rows are composed, bags pooled as the
@@ -103,10 +109,18 @@ class Tables:
         Raises:
             ValueError: names the field and the id that is out of range, or what is wrong with the shapes.
         """
-        return {name: self._embed(self._field(name), value) for name, value in ids.items()}
+        weights = weights or {}
+        if unknown := weights.keys() - ids.keys():
+            raise ValueError(f"weights of field {min(unknown)!r}: there are no ids of it")
+        bags = {name: self._bags(self._field(name), value, weights.get(name)) for name, value in ids.items()}
+        found = self._pooled({name: own for name, own in bags.items() if self.fields[name].composition is None})
+        for name, own in bags.items():
+            if self.fields[name].composition is not None:
+                found[name] = pool(self._composed(self.fields[name], own.ids_L), own)
+        return {name: self._projected(self.fields[name], found[name]) for name in bags}
 
     def rows(self, field: str, keys: Any) -> npt.NDArray[np.int64]:
-        """Ids `[L]` of raw keys, for `embed`; keys that a vocabulary does not know get the OOV id 0.
+        """Ids `[L]` of raw keys, for `embed`; keys that a vocabulary does not know get the field's OOV id.
 
         Args:
             field: name of the field.
@@ -117,7 +131,9 @@ class Tables:
         """
         entry = self._field(field)
         if entry.encoding == "id":
-            return _checked_ids(keys, self._ids(entry), field)
+            found = _whole_numbers(keys, "ids", field)
+            _check_range(found, 0, self._ids(entry), field)
+            return found.astype(np.int64, copy=False)
         if entry.encoding == "log_bucket":
             return self._vocabularies[field].rows(log_buckets(keys, field), field)
         if entry.encoding == "hash":
@@ -134,25 +150,46 @@ class Tables:
             raise ValueError(f"field {str(name)[:80]!r} is unknown; did you mean {near[0]!r}?")
         return self.fields[name]
 
-    def _embed(self, field: manifest.FieldEntry, value: Any) -> npt.NDArray[np.float32]:
-        ids = self._ids(field)
+    def _bags(self, field: manifest.FieldEntry, value: Any, weights: Any) -> Bags:
+        offsets = None
         if field.kind != "multi":
-            return self._projected(field, self._vectors(field, _checked_ids(value, ids, field.name)))
-        if isinstance(value, tuple):
+            ids_L = _whole_numbers(value, "ids", field.name)
+        elif isinstance(value, tuple):
             if len(value) != 2:
                 raise ValueError(f"field {field.name}: a tuple must be (values, offsets), got {len(value)} members")
-            ids_L = _checked_ids(value[0], ids, field.name)
+            ids_L = _whole_numbers(value[0], "ids", field.name)
             offsets = _checked_offsets(value[1], len(ids_L), field.name)
         else:
-            ids_L, offsets = _joined(value, ids, field.name)
-        return self._projected(field, pool(self._vectors(field, ids_L), offsets, field.pooling))
+            ids_L, offsets = _joined(value, field.name)
+        # The core checks the ids of its tables as it reads them; as int64, in which the largest would be negative.
+        if field.composition is not None or binding.library() is None or ids_L.dtype == np.uint64:
+            _check_range(ids_L, -1, self._ids(field), field.name)
+        weights_L = None if weights is None else _checked_weights(weights, len(ids_L), field.name)
+        ids_L = np.ascontiguousarray(ids_L, np.int64)
+        return Bags(self._tables[field.table], ids_L, offsets, weights_L, field.pooling == "mean")
+
+    def _pooled(self, bags: Mapping[str, Bags]) -> dict[str, npt.NDArray[np.float32]]:
+        if binding.library() is None:
+            return {name: pooled(own) for name, own in bags.items()}
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for samples in {own.samples for own in bags.values()}:
+            names = [name for name, own in bags.items() if own.samples == samples]
+            try:
+                found |= zip(names, binding.pooled([bags[name] for name in names]), strict=True)
+            except binding.OutsideError as error:
+                field = self.fields[names[error.bags]]
+                raise _outside(bags[field.name].ids_L, error.position, self._ids(field), field.name) from None
+        return found
 
     def _ids(self, field: manifest.FieldEntry) -> int:
         return field.ids(self.tables[field.table].rows)
 
-    def _vectors(self, field: manifest.FieldEntry, ids_L: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def _composed(self, field: manifest.FieldEntry, ids_L: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        assert field.composition is not None
         lookup = self._tables[field.table].lookup
-        return field.composition.vectors(ids_L, lookup, self.dense) if field.composition else lookup(ids_L)
+        found_LD = field.composition.vectors(np.maximum(ids_L, 0), lookup, self.dense)
+        found_LD[ids_L < 0] = 0
+        return found_LD
 
     def _projected(self, field: manifest.FieldEntry, pooled_BD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if field.projection is None:
@@ -174,25 +211,6 @@ class Tables:
             )
 
 
-def pool(vectors_LD: npt.NDArray[np.float32], offsets: npt.NDArray[np.int64], pooling: str) -> npt.NDArray[np.float32]:
-    """Sum or mean of each bag: float32 `[B, D]`; `offsets` `[B + 1]` rise from 0 to L.
-
-    Each bag is added up from its first id to its last, as a model does, so that the sum has the same bits;
-    `np.add.reduceat` would add in another order. The loop is over positions in a bag, not over samples.
-    """
-    starts_B, lengths_B = offsets[:-1], np.diff(offsets)
-    out_BD = np.zeros((len(lengths_B), vectors_LD.shape[1]), np.float32)
-    bags = np.flatnonzero(lengths_B)
-    position = 0
-    while len(bags):
-        out_BD[bags] += vectors_LD[starts_B[bags] + position]
-        position += 1
-        bags = bags[lengths_B[bags] > position]
-    if pooling == "mean":
-        out_BD /= np.maximum(lengths_B, 1)[:, None].astype(np.float32)
-    return out_BD
-
-
 def _whole_numbers(value: Any, what: str, field: str) -> npt.NDArray[np.int64]:
     array = np.asarray(value)
     if array.size == 0:
@@ -204,27 +222,38 @@ def _whole_numbers(value: Any, what: str, field: str) -> npt.NDArray[np.int64]:
     return array
 
 
-def _checked_ids(value: Any, ids: int, field: str) -> npt.NDArray[np.int64]:
-    ids_L = _whole_numbers(value, "ids", field)
-    outside = (ids_L < 0) | (ids_L >= ids)
+def _check_range(ids_L: npt.NDArray[np.integer[Any]], low: int, ids: int, field: str) -> None:
+    outside = (ids_L < low) | (ids_L >= ids)
     if outside.any():
-        place = int(outside.argmax())
-        raise ValueError(f"field {field}: id {ids_L[place]} at position {place} is outside the field's {ids} ids")
-    return ids_L.astype(np.int64, copy=False)
+        raise _outside(ids_L, int(outside.argmax()), ids, field)
+
+
+def _outside(ids_L: npt.NDArray[np.integer[Any]], position: int, ids: int, field: str) -> ValueError:
+    return ValueError(f"field {field}: id {ids_L[position]} at position {position} is outside the field's {ids} ids")
+
+
+def _checked_weights(value: Any, ids: int, field: str) -> npt.NDArray[np.float32]:
+    try:
+        weights_L = np.ascontiguousarray(value, np.float32)
+    except (TypeError, ValueError):
+        weights_L = np.empty((0, 0), np.float32)
+    if weights_L.shape != (ids,) or not np.isfinite(weights_L).all():
+        raise ValueError(f"field {field}: weights must be one row of {ids} finite numbers, one for each id")
+    return weights_L
 
 
 def _checked_offsets(value: Any, ids: int, field: str) -> npt.NDArray[np.int64]:
-    offsets = _whole_numbers(value, "offsets", field).astype(np.int64, copy=False)
+    offsets = np.ascontiguousarray(_whole_numbers(value, "offsets", field), np.int64)
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != ids or (np.diff(offsets) < 0).any():
         raise ValueError(f"field {field}: offsets must rise from 0 to the number of ids, {ids}, one more than samples")
     return offsets
 
 
-def _joined(bags: Iterable[Any], ids: int, field: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _joined(bags: Iterable[Any], field: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     arrays = [_whole_numbers(bag, "the ids of a bag", field) for bag in bags]
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    return _checked_ids(np.concatenate([np.empty(0, np.int64), *arrays]), ids, field), offsets
+    return np.concatenate([np.empty(0, np.int64), *arrays]), offsets
 
 
 def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, npt.NDArray[Any]]:
@@ -241,13 +270,4 @@ def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, n
 def _table(folder: Path, entry: manifest.TableEntry, verify: bool) -> Table:
     where = f"{folder / entry.file.path}: table {entry.name}"
     arrays = _arrays(folder, entry.file, verify)
-    expected = {
-        spec.name: (spec.dtype, spec.shape)
-        for spec in tensors(entry.layout, entry.dtype, entry.rows, entry.dim, entry.kept)
-    }
-    found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    if found != expected:
-        raise ValueError(f"{where}: has tensors {found}, layout {entry.layout} must have {expected}")
-    if entry.layout == "dense":
-        return DenseTable(arrays["values"], entry.kept, where)
-    return BitmapTable(arrays["mask"], arrays["values"], entry.dim, where)
+    return binding.table_of(arrays, Shape(entry.layout, entry.dtype, entry.rows, entry.dim, entry.kept), where)

@@ -34,6 +34,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U32": np.dtype("<u4"),
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
     "BOOL": np.dtype("?"),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}

@@ -22,12 +22,13 @@ Keys = Sequence[str] | npt.NDArray[np.int64]
 Form = Literal["utf8", "int64"]
 
 
-def write(path: Path, keys: Keys, field: str) -> Form:
-    """Write the vocabulary in which `keys[i]` has row i + 1.
+def write(path: Path, keys: Keys, rows: npt.NDArray[np.int64], field: str) -> Form:
+    """Write the vocabulary in which `keys[i]` has row `rows[i]`.
 
     Args:
         path: the file.
         keys: strings, or an array of int64; each once.
+        rows: as many.
         field: name, for errors.
 
     Returns:
@@ -43,7 +44,7 @@ def write(path: Path, keys: Keys, field: str) -> Form:
         ordered = keys[order]
         if len(twice := ordered[1:][ordered[1:] == ordered[:-1]]):
             raise ValueError(f"field {field}: key {twice[0]} stands in the vocabulary twice")
-        safetensors_file.write(path, {"keys": ordered, "rows": _narrow(order + 1)})
+        safetensors_file.write(path, {"keys": ordered, "rows": _narrow(rows[order])})
         return "int64"
     encoded = [_encode(key, field) for key in keys]
     by_bytes = sorted(range(len(encoded)), key=encoded.__getitem__)
@@ -57,7 +58,7 @@ def write(path: Path, keys: Keys, field: str) -> Form:
         {
             "bytes": np.frombuffer(b"".join(encoded[i] for i in by_bytes), np.uint8),
             "starts": _narrow(starts),
-            "rows": _narrow(np.array(by_bytes, np.int64) + 1),
+            "rows": _narrow(rows[np.array(by_bytes, np.int64)]),
         },
     )
     return "utf8"
@@ -96,8 +97,10 @@ class Vocabulary:
         ValueError: if the arrays are not a vocabulary of this form; names `where`.
     """
 
-    def __init__(self, arrays: dict[str, npt.NDArray[Any]], form: Form, keys: int, rows: int, where: str) -> None:
-        """Check the arrays of a vocabulary's file: `keys` keys of a table of `rows` rows."""
+    def __init__(
+        self, arrays: dict[str, npt.NDArray[Any]], form: Form, keys: int, rows: int, oov_row: int, where: str
+    ) -> None:
+        """Check the arrays of a vocabulary's file: `keys` keys of a field of `rows` ids; others have `oov_row`."""
         shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in arrays.items()}
         expected: dict[str, tuple[int, ...]] = {"rows": (keys,)}
         if form == "int64":
@@ -112,10 +115,9 @@ class Vocabulary:
                 raise ValueError(f"{where}: {name}: type {array.dtype} is not allowed")
         self.form = form
         self._rows = arrays["rows"]
-        if keys and not 1 <= self._rows.min() <= self._rows.max() < rows:
-            raise ValueError(
-                f"{where}: rows: must be from 1 to {rows - 1}, found {self._rows.min()} to {self._rows.max()}"
-            )
+        self._oov_row = oov_row
+        if keys and self._rows.max() >= rows:
+            raise ValueError(f"{where}: rows: must be below {rows}, found {self._rows.max()}")
         if form == "int64":
             self._keys = arrays["keys"]
             if not (self._keys[1:] > self._keys[:-1]).all():
@@ -127,7 +129,7 @@ class Vocabulary:
             self._strings = _Strings(arrays["bytes"], starts)
 
     def rows(self, keys: Sequence[str] | npt.NDArray[np.integer[Any]], field: str) -> npt.NDArray[np.int64]:
-        """The row `[L]` of each key, 0 where it is unknown.
+        """The row `[L]` of each key, the OOV row where it is unknown.
 
         Args:
             keys: texts `[L]`, or, only in a vocabulary of integers, an array `[L]` of them.
@@ -146,20 +148,21 @@ class Vocabulary:
             integers = [_integer(key) for key in distinct]
             known = np.array([integer is not None for integer in integers], np.bool_)
             rows = self._integer_rows(np.array([integer or 0 for integer in integers], np.int64))
-            found = np.where(known, rows, 0).tolist()
+            found = np.where(known, rows, self._oov_row).tolist()
         row = dict(zip(distinct, found, strict=True))
         return np.fromiter((row[key] for key in keys), np.int64, len(keys))
 
     def _integer_rows(self, keys: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         if not len(self._keys):
-            return np.zeros(len(keys), np.int64)
+            return np.full(len(keys), self._oov_row)
         # In int64: beside unsigned keys, searchsorted would compare as floats. What wraps around is unequal below.
         place = np.searchsorted(self._keys, keys.astype(np.int64)).clip(max=len(self._keys) - 1)
-        return np.where(self._keys[place] == keys, self._rows[place].astype(np.int64), 0)
+        return np.where(self._keys[place] == keys, self._rows[place].astype(np.int64), self._oov_row)
 
     def _string_row(self, key: bytes) -> int:
         place = bisect.bisect_left(self._strings, key)
-        return int(self._rows[place]) if place < len(self._strings) and self._strings[place] == key else 0
+        known = place < len(self._strings) and self._strings[place] == key
+        return int(self._rows[place]) if known else self._oov_row
 
 
 class _Strings:
