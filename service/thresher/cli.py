@@ -150,6 +150,45 @@ def sweep(
         importlib.import_module("thresher.sweep").run(spec, overrides or [], scheduler)
 
 
+TablesFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Exported tables: RUN/tables/BUDGET.")]
+
+
+@app.command()
+def score(
+    folder: TablesFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Samples, in the columns of the raw data.")],
+) -> None:
+    """Score samples: a line for each, the probability of the label 1. Needs no torch."""
+    from thresher.data.parquet import parquet_chunks, parquet_columns
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = load(folder)
+        wanted = tables.sources
+        if missing := sorted(set(wanted) - set(parquet_columns(file))):
+            raise ValueError(f"{file}: has no column {missing[0]}; the model reads {', '.join(wanted)}")
+        for chunk in parquet_chunks([file], wanted):
+            typer.echo("\n".join(f"{value:.9g}" for value in tables.score(chunk.columns).tolist()))
+
+
+@app.command()
+def lookup(
+    folder: TablesFolder,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="Name of a field.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="Raw keys, as the data have them.")],
+) -> None:
+    """Show the id of each key, and what its row kept: column=value. Needs no torch."""
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = load(folder)
+        ids, vectors = tables.rows(field, keys), tables.lookup(field, keys)
+        for key, found, vector in zip(keys, ids.tolist(), vectors, strict=True):
+            kept = " ".join(f"{column}={vector[column]:.6g}" for column in vector.nonzero()[0])
+            unknown = ", unknown" if found == tables.fields[field].oov_row else ""
+            typer.echo(f"{key}: id {found}{unknown}, {len(kept.split())} of {len(vector)} columns: {kept or 'none'}")
+
+
 @app.command()
 def validate(
     spec: SpecOption,

@@ -375,6 +375,7 @@ class ExportSpec(Section):
     """The compact tables."""
 
     dtype: Literal["fp32", "fp16"] = Field("fp16", description="precision of the kept values")
+    onnx: bool = Field(True, description="write the dense part as ONNX too: what scores and serves without torch")
 
 
 class RuntimeSpec(Section):

@@ -26,6 +26,7 @@ DTYPES: dict[Dtype, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype(
 
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
+ONNX = "dense.onnx"
 
 
 def table_path(name: str) -> str:

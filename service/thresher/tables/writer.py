@@ -32,6 +32,7 @@ from thresher.tables.format import (
     DENSE,
     DTYPES,
     MANIFEST,
+    ONNX,
     Dtype,
     pack_masks,
     smallest_layout,
@@ -73,6 +74,8 @@ class Writer:
         self._tables: dict[str, manifest.TableEntry] = {}
         self._fields: dict[str, manifest.FieldEntry] = {}
         self._dense: Mapping[str, npt.NDArray[Any]] = {}
+        self._numeric: tuple[manifest.NumericEntry, ...] = ()
+        self._onnx: bytes | None = None
 
     def table(self, name: str, *, rows: int, dim: int, kept: int, dtype: Dtype) -> TableWriter:
         """Start a table; its rows follow in order, in the `with` block of what this returns.
@@ -108,6 +111,8 @@ class Writer:
         keys: vocabulary.Keys | None = None,
         composition: Composition | None = None,
         projection: str | None = None,
+        column: str | None = None,
+        separator: str | None = None,
     ) -> None:
         """Describe a field, and write its vocabulary where it has one. Call in the order of the model's fields.
 
@@ -120,6 +125,8 @@ class Writer:
             keys: `vocabulary` and `log_bucket`: `keys[i]` has id i + 1; strings, or an int64 array.
             composition: how ids share rows; none where each id has the row of its number.
             projection: array [D, columns of a vector] of the dense part that the pooled vectors are multiplied by.
+            column: of the raw values, where it is not the field's name.
+            separator: `multi`: between the keys of a bag that is one text.
 
         Raises:
             ValueError: names the field and what does not fit.
@@ -142,6 +149,8 @@ class Writer:
                 else {"form": "utf8", "keys": len(keys), "file": {"path": vocabulary_path(name), **_LATER}},
                 "composition": None if composition is None else composition.as_json(),
                 "projection": projection,
+                "column": column,
+                "separator": separator,
             },
             at,
             {entry.name: entry.rows for entry in self._tables.values()},
@@ -156,6 +165,16 @@ class Writer:
         """Give the dense part of the model: every array that is not an embedding table, by name."""
         self._dense = arrays
 
+    def graph(self, onnx: bytes | None, numeric: Mapping[str, str | None]) -> None:
+        """Give what scores vectors.
+
+        Args:
+            onnx: the dense part as ONNX, its weights those of `dense.safetensors`; None where there is none.
+            numeric: the columns of the numeric inputs, by name in the model's order; None for a column of that name.
+        """
+        self._onnx = onnx
+        self._numeric = tuple(manifest.NumericEntry(name, column) for name, column in numeric.items())
+
     def finish(self) -> manifest.Manifest:
         """Hash the files and write the manifest.
 
@@ -166,6 +185,8 @@ class Writer:
             if array.dtype.kind == "f":
                 check_finite(array.reshape(-1), name, str(self._folder / DENSE))
         safetensors_file.write(self._folder / DENSE, self._dense)
+        if self._onnx is not None:
+            (self._folder / ONNX).write_bytes(self._onnx)
         result = manifest.Manifest(
             model=self._model,
             seed=self._seed,
@@ -179,6 +200,8 @@ class Writer:
                 for entry in self._fields.values()
             ),
             dense=self._hashed(DENSE),
+            numeric=self._numeric,
+            onnx=None if self._onnx is None else self._hashed(ONNX),
         )
         path = self._folder / MANIFEST
         data = manifest.to_bytes(result)
