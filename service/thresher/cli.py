@@ -190,6 +190,54 @@ def lookup(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory whose stages are done.")],
+    budget: Annotated[str, typer.Argument(metavar="BUDGET", help="Which of its tables: 0.1; baseline.")],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of published models.")],
+    keep: Annotated[int, typer.Option(min=0, help="Versions that stay beside the current one.")] = 3,
+) -> None:
+    """Make exported tables the version that servers of a folder serve."""
+    from thresher import rundir
+    from thresher.serve.card import model_card
+    from thresher.serve.publication import publish as published
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = rundir.RunDir(run).tables(budget)
+        for path in (tables, run / "metrics.json", run / "spec.json"):
+            if not path.exists():
+                raise ValueError(
+                    f"{path}: not there; give a run directory whose stages are done, and one of its budgets"
+                )
+        metrics, spec = rundir.read_json(run / "metrics.json"), rundir.read_json(run / "spec.json")
+        version = published(tables, model_card(load(tables).manifest, metrics, spec["data"]), to, keep)
+    typer.echo(f"{to}: version {version} is current")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Published models, or exported tables.")],
+    name: Annotated[str, typer.Option(help="Of the model, in URLs; default: the folder's name.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most samples of a request.")] = 8192,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a request's body.")] = 16 * 2**20,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests at work at once.")] = 64,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds until a request must have come.")] = 10.0,
+) -> None:
+    """Serve scores over HTTP: Open Inference Protocol 2, metrics, and a page for people. Needs no torch."""
+    with _mistakes_told():
+        try:
+            from thresher.serve import server
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is not installed: pip install thresher[serve]") from None
+        from thresher.serve.limits import Limits
+
+        limits = Limits(rows=max_rows, body_bytes=max_body_bytes, requests=max_requests, seconds=timeout_s)
+        server.run(model, name or model.resolve().name, host, port, limits)
+
+
+@app.command()
 def validate(
     spec: SpecOption,
     overrides: Overrides = None,

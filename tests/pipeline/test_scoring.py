@@ -164,7 +164,7 @@ def test_unknown_and_missing_values_are_scored(run: RunDir) -> None:
         ({"release_year": [float("inf")]}, "field release_year: is numeric"),
         ({"item_id": ["1", "2"]}, "field item_id has 2 samples, field user 1: give columns alike long"),
         ({"item_id": [object()]}, "field item_id: a raw key is text or a number"),
-        ({"class": [5]}, "field genres: a bag is a list of keys or a text, got 5"),
+        ({"class": [{5}]}, "field genres: a bag is a list of keys or a text, got {5}"),
         ({"age": pa.array(["old"])}, "column 'age': 'old' at position 0 is no finite number"),
     ],
 )

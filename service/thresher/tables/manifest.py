@@ -244,7 +244,7 @@ def from_bytes(data: bytes, where: str, *, verify: bool) -> Manifest:
         _numeric(check, item, f"numeric[{i}]") for i, item in enumerate(check.listed(top["numeric"], "numeric"))
     )
     check.unique((field.name for field in fields), "fields")
-    check.unique((entry.name for entry in (*fields, *numeric)), "numeric")
+    check.unique([*(field.name for field in fields), *(entry.name for entry in numeric)], "numeric")
     manifest = Manifest(
         model=check.text(top["model"], "model"),
         seed=check.whole(top["seed"], "seed", 0, 2**63 - 1),

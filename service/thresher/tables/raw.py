@@ -40,8 +40,8 @@ def ids(field: FieldEntry, column: Any, rows: Rows) -> Ids | tuple[Ids, Ids]:
 
     Args:
         field: of the manifest.
-        column: `[B]` raw values. For `multi` lists of keys, or texts with the field's separator between keys, or a
-            NumPy array `[B, K]`; empty and missing keys are left out.
+        column: `[B]` raw values. For `multi` lists of keys, or texts with the field's separator between keys, or
+            numbers that are a bag's only key, or a NumPy array `[B, K]`; empty and missing keys are left out.
         rows: gives the ids of keys.
 
     Raises:
@@ -91,10 +91,12 @@ def _arrow_ids(field: FieldEntry, column: Any, rows: Rows) -> Ids | tuple[Ids, I
         return rows(field.name, _numbers(column, field.source))
     if field.kind != "multi":
         keys, codes = parse.keys(column)
-        return rows(field.name, keys)[codes]
+        found: Ids = rows(field.name, keys)[codes]
+        return found
     entries, lengths = parse.lists(column, field.separator or "|")
     keys, codes = parse.keys(entries)
-    return rows(field.name, keys)[codes], np.concatenate([[0], np.cumsum(lengths)])
+    offsets: Ids = np.concatenate([[0], np.cumsum(lengths)])
+    return rows(field.name, keys)[codes], offsets
 
 
 def _bag(value: Any, field: FieldEntry) -> list[Any]:
@@ -104,6 +106,8 @@ def _bag(value: Any, field: FieldEntry) -> list[Any]:
         if field.separator is None:
             raise ValueError(f"field {field.name}: has no separator; give each bag as a list of keys")
         value = value.split(field.separator)
+    if isinstance(value, int | float | np.number):
+        return [value]
     if not isinstance(value, list | tuple | np.ndarray):
         raise ValueError(f"field {field.name}: a bag is a list of keys or a text, got {value!r:.80}")
     return [key for key in value if key is not None and key != ""]

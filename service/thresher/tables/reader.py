@@ -196,7 +196,8 @@ class Tables:
     @property
     def sources(self) -> list[str]:
         """The raw columns that `score` reads, each once."""
-        return list(dict.fromkeys(entry.source for entry in (*self.manifest.fields, *self.manifest.numeric)))
+        fields, numeric = self.manifest.fields, self.manifest.numeric
+        return list(dict.fromkeys([*(field.source for field in fields), *(entry.source for entry in numeric)]))
 
     @cached_property
     def columns(self) -> dict[str, int]:
