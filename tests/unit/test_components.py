@@ -161,7 +161,7 @@ def test_env_in_a_component_adds_to_ours():
 
 def test_a_server_is_a_job(runner):
     command = ["--model", "published/", "--port", "9000", "--memMB", "500", "--", "--host=0.0.0.0", "--name=a $b"]
-    role, process = dry_run(runner, "serve", *command)
+    _, process = dry_run(runner, "serve", *command)
     assert process.args[1:] == [
         "-m", "thresher.cli", "serve", "--model", "published/", "--port", "9000", "--host=0.0.0.0", "--name=a $b",
     ]  # fmt: skip

@@ -62,7 +62,8 @@ function showForm(model) {
   const inputs = new Map();
   for (const input of [...model.fields, ...model.numeric]) {
     if (inputs.has(input.column)) continue;
-    const hint = input.kind === "multi" ? `, keys separated by “${input.separator || "|"}”` : "";
+    const between = input.separator === " " ? "spaces" : input.separator || "|";
+    const hint = input.kind === "multi" ? `, keys with ${between} between` : "";
     const label = element("label", `${input.column}${hint}`);
     const box = element("input", "", { name: input.column, autocomplete: "off", value: input.example });
     label.append(box);
