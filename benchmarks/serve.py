@@ -39,6 +39,7 @@ NAMES = [f"f{number}" for number in range(FIELDS)]
 
 def main() -> None:
     """Measure all cases and write them down."""
+    load = os.getloadavg()[0]  # above 0.5 other work took part in what is measured
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         subprocess.run([sys.executable, "-m", "benchmarks.serve", "--make", folder, *sys.argv[1:]], check=True)
@@ -63,6 +64,7 @@ def main() -> None:
                 "environment": environment(1, "service/thresher", "benchmarks/serve.py"),
                 "model": {"name": "deepfm", "fields": FIELDS, "dim": DIM, "ids": IDS, "kept": KEPT, "hidden": HIDDEN},
                 "seconds": SECONDS,
+                "load_before": load,
                 **sizes,
                 "rows": rows,
             },

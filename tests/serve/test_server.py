@@ -242,6 +242,12 @@ def test_a_new_version_is_switched_to_without_a_failed_request(tmp_path: Path) -
         for thread in threads:
             thread.join()
         assert "were changed after they were published" in problem
+        publish(exports[2], "", to, keep=3)
+        for _ in range(100):
+            if not (problem := server.ask("GET", "/v2/health/ready")[1]["problem"]):
+                break
+            time.sleep(0.05)
+        assert problem == ""
         assert server.ask("GET", "/v2/models/clicks")[1]["versions"] == [names[2]]
     assert {status for status, _, _ in answers} == {200}
     assert [version for version in names if any(version == found for _, found, _ in answers)] == names

@@ -87,7 +87,7 @@ class Model:
         self.problem = "loading"
         self.switches = self.failures = 0
         self._folder = folder
-        self._seen: Path | None = None
+        self._refused: Path | None = None
 
     async def watch(self, seconds: float) -> None:
         """Load what is current, now and whenever that changes; requests go on meanwhile.
@@ -104,16 +104,19 @@ class Model:
         folder = None
         try:
             folder = current(self._folder)
-            if folder == self._seen:
+            if self.version is not None and folder == self.version.tables.folder:
+                self.problem, self._refused = "", None
+                return
+            if folder == self._refused:
                 return
             version = await asyncio.to_thread(load_version, folder)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever is wrong with a new version, the old one goes on
+            self._refused = folder
             if str(error) != self.problem:
                 self.problem = str(error)
                 self.failures += 1
                 logger.error("not served: %s", error)
-            self._seen = folder
             return
-        self._seen, self.version, self.problem = folder, version, ""
+        self.version, self.problem, self._refused = version, "", None
         self.switches += 1
         logger.info("serving version %s, golden requests within %.2g", version.name, version.golden_difference)
