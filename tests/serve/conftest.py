@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with narrow limits."""
     folder = tmp_path_factory.mktemp("served")
     publish(write_export(folder / "export"), "# The card\n", folder / "published", keep=3)
-    limits = ["--max-rows", "1000", "--max-body-bytes", "100000", "--timeout-s", "1.5", "--max-requests", "8"]
+    limits = ["--max-rows", "3000", "--max-body-bytes", "100000", "--timeout-s", "1.5", "--max-requests", "8"]
     with serving(folder / "published", *limits) as server:
         server.wait_for(200)
         yield server

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from tests.serve.conftest import Server
 from tests.serve.models import COLUMNS
@@ -91,6 +92,17 @@ def test_embeddings(server: Server, client: triton.InferenceServerClient) -> Non
     assert found.as_numpy("score").shape == (5,)
 
 
+def test_embeddings_have_a_limit_too(client: triton.InferenceServerClient) -> None:
+    tensors = []
+    for name, datatype in TYPES.items():
+        values = np.array([""] * 3000, object) if datatype == "BYTES" else np.zeros(3000, np.uint8)
+        tensors.append(triton.InferInput(name, [3000], "BYTES" if datatype == "BYTES" else "UINT8"))
+        tensors[-1].set_data_from_numpy(values)
+    assert client.infer("clicks", tensors).as_numpy("score").shape == (3000,)
+    with pytest.raises(InferenceServerException, match="embedding: 144000 bytes, at most 100000 are sent"):
+        client.infer("clicks", tensors, outputs=[triton.InferRequestedOutput("embedding")])
+
+
 def tensor(name: str, values: list[Any], datatype: str | None = None, shape: list[int] | None = None) -> dict[str, Any]:
     return {"name": name, "shape": shape or [len(values)], "datatype": datatype or TYPES[name], "data": values}
 
@@ -139,7 +151,7 @@ WRONG: list[tuple[Any, int, str]] = [
     ({"inputs": [tensor("age", [1], "FP8")]}, 400, "datatype 'FP8'; there are BYTES, BOOL"),
     ({"inputs": [tensor("age", [1], shape=[1, 1, 1])]}, 400, "shape [1, 1, 1] must be [samples]"),
     ({"inputs": [tensor("age", [1], shape=[-1])]}, 400, "shape [-1] must be"),
-    ({"inputs": [tensor("age", [1], shape=[10**12])]}, 413, "1000000000000 samples, at most 1000 a request"),
+    ({"inputs": [tensor("age", [1], shape=[10**12])]}, 413, "1000000000000 samples, at most 3000 a request"),
     ({"inputs": [tensor("age", [1], shape=[1, 10**15])]}, 400, "has 1 values, shape [1, 1000000000000000] has 1"),
     ({"inputs": [tensor("age", ["x"])]}, 400, "input 'age': data must be numbers of type FP32"),
     ({"inputs": [tensor("user_id", [1.5])]}, 400, "input 'user_id': data must be numbers of type INT64"),

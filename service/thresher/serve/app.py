@@ -141,6 +141,10 @@ class App:
     def _infer(self, version: Version, body: bytes, head_length: str | None) -> tuple[bytes, int | None]:
         request = read_request(body, head_length, self.limits)
         self.metrics.rows.observe(request.rows)
+        size = 4 * request.rows * sum(version.tables.columns.values())
+        if EMBEDDING in request.outputs and size > self.limits.body_bytes:
+            cause = f"{EMBEDDING}: {size} bytes, at most {self.limits.body_bytes} are sent; split the request"
+            raise RefusedError(413, cause)
         try:
             found = version.infer(request.columns, request.outputs)
         except ValueError as error:

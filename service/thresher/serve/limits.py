@@ -10,7 +10,7 @@ class Limits:
     """Most that one request, and all together, may take.
 
     Attributes:
-        body_bytes: of a request's body, as it is sent and as it is unpacked.
+        body_bytes: of a request's body, as it is sent and as it is unpacked, and of the embeddings that it asks for.
         head_bytes: of its request line and headers.
         rows: samples of a request.
         requests: at work at the same time; more are told to come again.
