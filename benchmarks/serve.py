@@ -123,7 +123,7 @@ class Dense:
         from torch import nn
 
         from thresher.embedding.table_plan import TablePlan
-        from thresher.models.dense_onnx import _GivenVectors, _Scored
+        from thresher.models.dense_onnx import GivenVectors, Scored
         from thresher.spec import ModelSpec
         from thresher.train.build import create_model
 
@@ -131,8 +131,8 @@ class Dense:
         spec = ModelSpec(name="deepfm", dim=DIM, hidden=HIDDEN)
         model = create_model(spec, nn.Identity(), TablePlan.uniform(NAMES, DIM), 0)
         model.load_state_dict(torch.load(folder / "dense.pt"))
-        model.set_submodule("fields", _GivenVectors(model.get_submodule("fields"), {name: [name] for name in NAMES}))
-        self.model = _Scored(model).eval()
+        model.set_submodule("fields", GivenVectors(model.get_submodule("fields"), {name: [name] for name in NAMES}))
+        self.model = Scored(model).eval()
         self.weights = torch.from_numpy(np.load(folder / "tables.npy"))
         self.ids = []
         for number, name in enumerate(NAMES):

@@ -47,7 +47,7 @@ DATA = {
 
 def spec_for(run_dir: Path, name: str, dtype: str = "fp32", **sections: Any) -> Spec:
     training = {"batch_size": 2000, "epochs": 1, "embedding_learning_rate": 0.02, "dense_learning_rate": 0.01}
-    model = {"name": name, "dim": 8, "projection": "all"}
+    model = {"name": name or "deepfm", "dim": 8, "projection": "all"}
     return make_spec(
         run_dir,
         **{"data": DATA, "train": training, "model": model, "export": {"dtype": dtype}} | sections,
@@ -209,34 +209,55 @@ def test_on_the_command_line(run: RunDir, tmp_path: Path) -> None:
     assert unknown.startswith("nobody: id 0, unknown, ")
 
 
-def test_a_model_that_torch_cannot_export_leaves_tables_without_a_graph(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = RunDir(Path(shutil.copytree(prepared, tmp_path / "run")))
-    (tmp_path / "branching.py").write_text(
-        """
+OWN = """
 import torch
 
 
-class Branching(torch.nn.Module):
+class Own(torch.nn.Module):
     def __init__(self, fields, numeric, spec):
         super().__init__()
         self.fields = fields
-        self.output = torch.nn.Linear(sum(fields.dims) + numeric, 1)
+        columns = sum(fields.dims) + numeric
+        self.norm = torch.nn.BatchNorm1d(columns)
+        self.output = torch.nn.Linear(columns, 1)
 
     def forward(self, sparse, dense):
-        logits = self.output(torch.cat([*self.fields(sparse), dense], dim=1)).squeeze(1)
+        return self.output(self.norm(torch.cat([*self.fields(sparse), dense], dim=1))).squeeze(1)
+
+
+class Branching(Own):
+    def forward(self, sparse, dense):
+        logits = super().forward(sparse, dense)
         return logits * 2 if logits.sum() > 0 else logits
 """
-    )
+
+
+@pytest.fixture
+def own(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run directory with the data alone, and models of one's own on the path."""
+    (tmp_path / "own_models.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("THRESHER_TRUST_MODEL_CODE", "1")
-    spec = spec_for(run.path, "deepfm", model={"factory": "branching:Branching", "dim": 4})
-    train_and_export(spec, run)
-    assert "export: no dense.onnx, so these tables cannot score: torch cannot export branching:Branching" in (
+    return RunDir(Path(shutil.copytree(prepared, tmp_path / "run")))
+
+
+def test_the_buffers_of_a_model_of_ones_own_are_exported(own: RunDir) -> None:
+    spec = spec_for(own.path, "", model={"factory": "own_models:Own", "dim": 4})
+    train_and_export(spec, own)
+    exported = tables.load(own.tables("baseline"))
+    assert {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"} < set(exported.dense)
+    expected, found, _ = both(spec, own)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_model_that_torch_cannot_export_leaves_tables_without_a_graph(
+    own: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_and_export(spec_for(own.path, "", model={"factory": "own_models:Branching", "dim": 4}), own)
+    assert "export: no dense.onnx, so these tables cannot score: torch cannot export own_models:Branching" in (
         capsys.readouterr().out
     )
-    exported = tables.load(run.tables("baseline"))
-    assert (run.tables("baseline") / GOLDEN).is_file()
+    exported = tables.load(own.tables("baseline"))
+    assert (own.tables("baseline") / GOLDEN).is_file()
     with pytest.raises(ValueError, match=r"has no dense\.onnx, so it cannot score; the export said why"):
-        exported.score(golden(run)[0])
+        exported.score(golden(own)[0])

@@ -8,9 +8,10 @@ Shapes: B samples, D columns of a field's vectors, N numeric inputs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,9 @@ def dense_onnx(
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.normal_()
-    given = _GivenVectors(model.get_submodule(fields_at), parts)
+    given = GivenVectors(model.get_submodule(fields_at), parts)
     model.set_submodule(fields_at, given)
-    scored = _Scored(model).eval()
+    scored = Scored(model).eval()
     batch = torch.export.Dim("batch", min=1)
     vectors = tuple(torch.zeros(3, columns) for columns in given.columns.values())
     with warnings.catch_warnings(), _quiet("torch.onnx"):
@@ -106,7 +107,7 @@ def _without_weights(graph_file: object, weights: Mapping[str, TensorSpec]) -> b
     return serialized
 
 
-class _GivenVectors(Fields):
+class GivenVectors(Fields):
     """Stands in for a model's fields: takes their vectors instead of looking them up.
 
     Args:
@@ -134,7 +135,7 @@ class _GivenVectors(Fields):
         return found
 
 
-class _Scored(nn.Module):
+class Scored(nn.Module):
     """Probabilities in the place of logits."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -146,15 +147,13 @@ class _Scored(nn.Module):
         return torch.sigmoid(self.model(vectors, numeric_BN))
 
 
-class _quiet:  # noqa: N801 - reads as the function it is used as
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
     """Let a library's loggers say errors alone."""
-
-    def __init__(self, name: str) -> None:
-        self._logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self._before = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._before)
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

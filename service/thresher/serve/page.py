@@ -11,6 +11,7 @@ from thresher.serve.limits import RefusedError
 from thresher.serve.model import Version
 from thresher.serve.publication import CARD
 from thresher.tables import Tables
+from thresher.tables.golden import GOLDEN
 from thresher.tables.manifest import FieldEntry
 
 _SHOWN_KEYS = 100  # of a bag
@@ -40,7 +41,7 @@ def description(name: str, version: Version) -> dict[str, Any]:
     tables = version.tables
     entries = tables.manifest
     card = tables.folder / CARD
-    columns, _ = _example(tables)
+    columns = _example(tables)
     return {
         "name": name,
         "version": version.name,
@@ -115,10 +116,10 @@ def _kept(tables: Tables, field: FieldEntry, text: str) -> dict[str, Any]:
     }
 
 
-def _example(tables: Tables) -> tuple[dict[str, str], float]:
-    """The first golden request, as texts, and its score."""
-    value = msgspec.json.decode((tables.folder / "golden.json").read_bytes())
-    return {name: _text(values[0]) for name, values in value["columns"].items()}, value["scores"][0]
+def _example(tables: Tables) -> dict[str, str]:
+    """The columns of the first golden request, as texts."""
+    value = msgspec.json.decode((tables.folder / GOLDEN).read_bytes())
+    return {name: _text(values[0]) for name, values in value["columns"].items()}
 
 
 def _text(value: Any) -> str:

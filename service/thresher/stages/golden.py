@@ -38,7 +38,10 @@ def write_golden(spec: Spec, meta: Mapping[str, Any], job: Job, examples: Mappin
     if job.ranks.first:
         rundir.write_json(folder / GOLDEN, {"columns": examples["columns"], "scores": scores})
         if (tables := load(folder)).manifest.onnx is not None:
-            check_golden(tables)
+            try:
+                check_golden(tables)
+            except ValueError as error:
+                raise ValueError(f"{error}; export.onnx: false leaves the graph out") from None
 
 
 @torch.no_grad()
