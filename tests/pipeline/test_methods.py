@@ -38,7 +38,7 @@ def spec_for(run_dir: Path, method: str, **sections: Any) -> Spec:
             "train": {"batch_size": 2000, "epochs": 1},
             "search": {"method": method, "epochs": 1, "check_every": 5},
             "prune": {"budgets": [0.5]},
-            "export": {"dtype": "fp32"},
+            "export": {"dtype": "fp32", "onnx": False},
         }
         | sections,
     )

@@ -36,7 +36,7 @@ def spec_for(run_dir: Path, **sections: Any) -> Spec:
             "train": {"batch_size": 2000, "epochs": 2},
             "search": {"epochs": 1, "check_every": 5},
             "prune": {"budgets": BUDGETS},
-            "export": {"dtype": "fp32"},
+            "export": {"dtype": "fp32", "onnx": False},
         }
         | sections,
     )
