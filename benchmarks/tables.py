@@ -153,7 +153,9 @@ def embedding_bags(rows: int, dim: int, pages: str, threads: int) -> Lookup:
 
     def lookup(ids_FB: np.ndarray) -> Any:
         torch.set_num_threads(threads)
-        return [torch.nn.functional.embedding_bag(ids, weights, offsets, mode="sum") for ids in torch.from_numpy(ids_FB)]
+        return [
+            torch.nn.functional.embedding_bag(ids, weights, offsets, mode="sum") for ids in torch.from_numpy(ids_FB)
+        ]
 
     return lookup
 
@@ -184,7 +186,9 @@ def nanoseconds(lookups: list[Lookup], rows: int, ids: str) -> list[float]:
     return [statistics.median(own[1:]) for own in times]  # the first warms up
 
 
-def row_of(layout: str, dtype: str, dim: int, pruned: float, rows: int, size: int, bound: float | None) -> dict[str, Any]:
+def row_of(
+    layout: str, dtype: str, dim: int, pruned: float, rows: int, size: int, bound: float | None
+) -> dict[str, Any]:
     """What a row of the results says of a table."""
     return {
         "layout": layout, "dtype": dtype, "dim": dim, "pruned": pruned, "rows": rows, "bytes": size,

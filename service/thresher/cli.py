@@ -150,6 +150,93 @@ def sweep(
         importlib.import_module("thresher.sweep").run(spec, overrides or [], scheduler)
 
 
+TablesFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Exported tables: RUN/tables/BUDGET.")]
+
+
+@app.command()
+def score(
+    folder: TablesFolder,
+    file: Annotated[Path, typer.Argument(metavar="FILE.parquet", help="Samples, in the columns of the raw data.")],
+) -> None:
+    """Score samples: a line for each, the probability of the label 1. Needs no torch."""
+    from thresher.data.parquet import parquet_chunks, parquet_columns
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = load(folder)
+        wanted = tables.sources
+        if missing := sorted(set(wanted) - set(parquet_columns(file))):
+            raise ValueError(f"{file}: has no column {missing[0]}; the model reads {', '.join(wanted)}")
+        for chunk in parquet_chunks([file], wanted):
+            typer.echo("\n".join(f"{value:.9g}" for value in tables.score(chunk.columns).tolist()))
+
+
+@app.command()
+def lookup(
+    folder: TablesFolder,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="Name of a field.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="Raw keys, as the data have them.")],
+) -> None:
+    """Show the id of each key, and what its row kept: column=value. Needs no torch."""
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = load(folder)
+        ids, vectors = tables.rows(field, keys), tables.lookup(field, keys)
+        for key, found, vector in zip(keys, ids.tolist(), vectors, strict=True):
+            kept = " ".join(f"{column}={vector[column]:.6g}" for column in vector.nonzero()[0])
+            unknown = ", unknown" if found == tables.fields[field].oov_row else ""
+            typer.echo(f"{key}: id {found}{unknown}, {len(kept.split())} of {len(vector)} columns: {kept or 'none'}")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory whose stages are done.")],
+    budget: Annotated[str, typer.Argument(metavar="BUDGET", help="Which of its tables: 0.1; baseline.")],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of published models.")],
+    keep: Annotated[int, typer.Option(min=0, help="Versions that stay beside the current one.")] = 3,
+) -> None:
+    """Make exported tables the version that servers of a folder serve."""
+    from thresher import rundir
+    from thresher.serve.card import model_card
+    from thresher.serve.publication import publish as published
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = rundir.RunDir(run).tables(budget)
+        for path in (tables, run / "metrics.json", run / "spec.json"):
+            if not path.exists():
+                raise ValueError(
+                    f"{path}: not there; give a run directory whose stages are done, and one of its budgets"
+                )
+        metrics, spec = rundir.read_json(run / "metrics.json"), rundir.read_json(run / "spec.json")
+        version = published(tables, model_card(load(tables).manifest, metrics, spec["data"]), to, keep)
+    typer.echo(f"{to}: version {version} is current")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="Published models, or exported tables.")],
+    name: Annotated[str, typer.Option(help="Of the model, in URLs; default: the folder's name.")] = "",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most samples of a request.")] = 8192,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a request's body.")] = 16 * 2**20,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests at work at once.")] = 64,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds until a request must have come.")] = 10.0,
+) -> None:
+    """Serve scores over HTTP: Open Inference Protocol 2, metrics, and a page for people. Needs no torch."""
+    with _mistakes_told():
+        try:
+            from thresher.serve import server
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is not installed: pip install thresher[serve]") from None
+        from thresher.serve.limits import Limits
+
+        limits = Limits(rows=max_rows, body_bytes=max_body_bytes, requests=max_requests, seconds=timeout_s)
+        server.run(model, name or model.resolve().name, host, port, limits)
+
+
 @app.command()
 def validate(
     spec: SpecOption,

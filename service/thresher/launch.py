@@ -87,6 +87,41 @@ def app(
     return AppDef(name=f"thresher-{stage}", roles=[role])
 
 
+def server(
+    model: str,
+    options: Sequence[str],
+    *,
+    image: str = "thresher:latest",
+    cpu: int = 1,
+    memory_mb: int = 2048,
+    env: Mapping[str, str] | None = None,
+    port: int = 8080,
+) -> AppDef:
+    """The TorchX job of a server.
+
+    Args:
+        model: folder of published models, where the job runs.
+        options: further command line options of `thresher serve`.
+        image: container image; `local_cwd` runs the installed package and ignores it.
+        cpu: cores.
+        memory_mb: main memory, MB.
+        env: environment variables, in addition to `ENV`.
+        port: that it listens on.
+    """
+    _put_python_on_path()
+    role = Role(
+        name="serve",
+        image=image,
+        entrypoint=PYTHON,
+        args=["-m", "thresher.cli", *_literal(["serve", "--model", model, "--port", str(port), *options])],
+        env={**ENV, **(env or {})},
+        num_replicas=1,
+        resource=Resource(cpu=cpu, gpu=0, memMB=memory_mb),
+        port_map={"http": port},
+    )
+    return AppDef(name="thresher-serve", roles=[role])
+
+
 def _put_python_on_path() -> None:
     """Let `local_cwd` jobs, which inherit our environment, find this interpreter as `PYTHON`.
 

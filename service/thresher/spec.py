@@ -380,6 +380,7 @@ class ExportSpec(Section):
         description="form of the tables' files: auto takes the smallest of each. bucketed gives rows other numbers, "
         "and is refused for fields that are hashed or whose ids share rows; a budget in bytes allows no dense",
     )
+    onnx: bool = Field(True, description="write the dense part as ONNX too: what scores and serves without torch")
 
 
 class RuntimeSpec(Section):

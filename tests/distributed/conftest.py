@@ -21,6 +21,7 @@ def make_spec(run_dir: Path | str, **sections: object) -> Spec:
             },
             "model": {"name": "deepfm", "dim": 4, "hidden": [8]},
             "train": {"batch_size": 64, "epochs": 1},
+            "export": {"onnx": False},  # seconds; tests of scores ask for it
             "runtime": {"run_dir": str(run_dir)},
             "seed": 3,
         }

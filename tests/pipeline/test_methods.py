@@ -39,7 +39,7 @@ def spec_for(run_dir: Path, method: str, **sections: Any) -> Spec:
             "train": {"batch_size": 2000, "epochs": 1},
             "search": {"method": method, "epochs": 1, "check_every": 5},
             "prune": {"budgets": [0.5]},
-            "export": {"dtype": "fp32"},
+            "export": {"dtype": "fp32", "onnx": False},
         }
         | sections,
     )
@@ -142,7 +142,9 @@ def test_a_budget_in_bytes_holds_for_all_files_together(
     budget: str, method: str, trained: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained, tmp_path / "run")
-    spec = spec_for(tmp_path / "run", method, prune={"budgets": [budget]}, retrain={"epochs": 1})
+    spec = spec_for(
+        tmp_path / "run", method, prune={"budgets": [budget]}, retrain={"epochs": 1}, export={"dtype": "fp32"}
+    )
     for stage in AFTER_TRAINING:
         stage.run(spec)
     row = rundir.read_json(RunDir(tmp_path / "run").metrics)[-1]

@@ -41,7 +41,7 @@ def spec_for(run_dir: Path, budget: Budget = 0.3, **search_options: Any) -> Spec
         train={"batch_size": 4000, "epochs": 1, "embedding_learning_rate": 0.01},
         search={"epochs": 1, "check_every": 5, "threshold": 10, **search_options},
         prune={"budgets": [budget]},
-        export={"dtype": "fp32"},
+        export={"dtype": "fp32", "onnx": False},
     )
 
 

@@ -14,7 +14,8 @@ from thresher.cli import STAGES
 from thresher.specfile import SpecError
 
 REPOSITORY = Path(__file__).parents[2]
-COMPONENTS = sorted(path.stem for path in (REPOSITORY / "components").glob("*.py"))
+FILES = sorted(path.stem for path in (REPOSITORY / "components").glob("*.py"))
+COMPONENTS = [name for name in FILES if name != "serve"]  # those that take a spec
 KUBERNETES = {"queue": "default", "validate_spec": False}  # False: do not ask a server
 
 
@@ -46,8 +47,8 @@ def kubernetes_tasks(runner, name: str, *args: str) -> list:
     return info.request.resource["spec"]["tasks"]
 
 
-def test_there_is_a_component_for_every_stage_the_driver_and_a_sweep():
-    assert set(COMPONENTS) == {*STAGES, "pipeline", "sweep"}
+def test_there_is_a_component_for_every_stage_the_driver_a_sweep_and_a_server():
+    assert set(FILES) == {*STAGES, "pipeline", "sweep", "serve"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -156,3 +157,15 @@ def test_code_of_a_spec_runs_if_the_component_is_told_so(runner, spec, name):
 def test_env_in_a_component_adds_to_ours():
     app = launch.app("prune", "spec.yaml", [], env={"OMP_NUM_THREADS": "2", "B": "c"})
     assert app.roles[0].env == {"OMP_NUM_THREADS": "2", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5", "B": "c"}
+
+
+def test_a_server_is_a_job(runner):
+    command = ["--model", "published/", "--port", "9000", "--memMB", "500", "--", "--host=0.0.0.0", "--name=a $b"]
+    _, process = dry_run(runner, "serve", *command)
+    assert process.args[1:] == [
+        "-m", "thresher.cli", "serve", "--model", "published/", "--port", "9000", "--host=0.0.0.0", "--name=a $b",
+    ]  # fmt: skip
+    (task,) = kubernetes_tasks(runner, "serve", *command)
+    (container,) = task["template"].spec.containers
+    assert container.resources.limits == {"cpu": "1000m", "memory": "500M"}
+    assert [port.container_port for port in container.ports] == [9000]

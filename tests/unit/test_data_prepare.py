@@ -151,7 +151,7 @@ def test_meta_names_inputs_by_their_hash(tmp_path):
     assert meta["inputs"] == [{"path": str(path), "bytes": len(content), "sha256": digest}]
     assert [field["encoding"] for field in meta["fields"][12:14]] == ["log_bucket", "vocabulary"]
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [
-        "counts", "meta.json", "test", "train", "validation", "vocabulary"
+        "counts", "meta.json", "raw.json", "test", "train", "validation", "vocabulary"
     ]  # fmt: skip
 
 

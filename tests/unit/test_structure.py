@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[2] / "service" / "thresher"
 # A part may import from parts further down, and from itself.
 LAYERS = [
     {"cli", "rank", "pipeline", "launch", "sweep", "worker"},
-    {"stages", "plugin"},
+    {"stages", "plugin", "serve"},
     {"methods", "train", "data", "models", "tables", "report"},
     {"embedding"},
     {"kernels"},

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from thresher.data import parse, shards
 from thresher.data.check import check
+from thresher.data.examples import RAW, Examples
 from thresher.data.formats import Plan, column, open_source, plan
 from thresher.data.rows import parse_rows
 from thresher.data.source import BadRows, Source
@@ -52,7 +53,8 @@ def prepare(spec: Spec, out: Path, on_rows: Callable[[int], None]) -> dict[str, 
     bad = BadRows(data.on_bad_row, data.max_bad_rows)
     encoders = {name: _encoder(name, field, data) for name, field in what.fields.items() if is_sparse(field)}
     intermediate, times = out / "intermediate.arrow", out / "times.u64"
-    dropped = _read_raw(spec, source, what, encoders, bad, intermediate, times, on_rows)
+    examples = Examples(what.fields, spec.seed)
+    dropped = _read_raw(spec, source, what, encoders, bad, examples, intermediate, times, on_rows)
 
     def samples() -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         by_time = TimeSplit(times, data.split.fractions) if data.split.by == "time" else None
@@ -81,6 +83,7 @@ def prepare(spec: Spec, out: Path, on_rows: Callable[[int], None]) -> dict[str, 
         "dropped": dropped,
         "seed": spec.seed,
     }
+    write_json(out / RAW, examples.finish({name: rows.of_number for name, rows in tables.items()}))
     write_json(out / META, meta)
     return meta
 
@@ -103,6 +106,7 @@ def _read_raw(
     what: Plan,
     encoders: dict[str, Encoder],
     bad: BadRows,
+    examples: Examples,
     intermediate: Path,
     times: Path,
     on_rows: Callable[[int], None],
@@ -141,7 +145,9 @@ def _read_raw(
                         keys, codes = parse.keys(raw.filter(mask))
                     arrays.append(pa.array(encoders[name].encode(keys)[codes]))
             arrays = [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)]
-            stream.write_batch(pa.record_batch(arrays, schema=pa.schema(schema)))
+            encoded = pa.record_batch(arrays, schema=pa.schema(schema))
+            stream.write_batch(encoded)
+            examples.add(chunk, parsed, encoded)
             rows += len(chunk.rows)
             on_rows(rows)
     return dropped

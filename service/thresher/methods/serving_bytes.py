@@ -23,13 +23,22 @@ from thresher.methods.shared_rows import composition_of
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.tables import vocabulary
-from thresher.tables.format import DENSE, Layout, mask_bytes, table_file_bytes, table_path, vocabulary_path
+from thresher.tables.format import DENSE, ONNX, Layout, mask_bytes, table_file_bytes, table_path, vocabulary_path
 from thresher.tables.keys import DEFINITIONS
-from thresher.tables.manifest import FieldEntry, FileEntry, Manifest, TableEntry, VocabularyEntry, to_bytes
-from thresher.tables.safetensors_file import TensorSpec, header
+from thresher.tables.manifest import (
+    FieldEntry,
+    FileEntry,
+    Manifest,
+    NumericEntry,
+    TableEntry,
+    VocabularyEntry,
+    to_bytes,
+)
+from thresher.tables.safetensors_file import header
 from thresher.tables.values import value_bytes
-from thresher.train.build import dense_part
+from thresher.train.build import dense_graph, dense_part
 
+_LONG = "c" * 64  # a name of a column longer than most
 _LARGE = FileEntry("", 10**15, "0" * 64)  # a petabyte: more digits than any file here needs
 
 
@@ -47,6 +56,7 @@ class ServingBytes:
         self._meta = meta
         self._run_dir = run_dir
         self._rows = {field["name"]: field["rows"] for field in meta["fields"]}
+        self._graphs: dict[tuple[str, ...], int] = {}
 
     @cached_property
     def _vocabularies(self) -> dict[str, int]:
@@ -120,12 +130,18 @@ class ServingBytes:
 
     def beside_tables(self, plan: TablePlan) -> int:
         """Bytes of vocabularies, dense part and manifest of a model with these tables."""
-        shapes, fields_at = dense_part(self._spec, self._meta, plan)
-        apart = plan.exported_apart(fields_at)
-        arrays = [TensorSpec(name, np.dtype("<f4"), shape) for name, shape in shapes.items() if name not in apart]
-        dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays)
+        arrays, fields_at = dense_part(self._spec, self._meta, plan)
+        dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays) + self._graph_bytes(plan, len(arrays))
         vocabularies = sum(self._vocabularies[name] for name in plan.fields)
-        return dense + vocabularies + self._manifest_bytes(plan, shapes, fields_at)
+        return dense + vocabularies + self._manifest_bytes(plan, {array.name for array in arrays}, fields_at)
+
+    def _graph_bytes(self, plan: TablePlan, arrays: int) -> int:
+        """Bytes of the ONNX graph, or some more: widths of tables are in it as numbers, whose digits differ."""
+        vectors = tuple(plan.vectors)
+        if vectors not in self._graphs:
+            graph, _ = dense_graph(self._spec, self._meta, plan)
+            self._graphs[vectors] = 0 if graph is None else len(graph) + 32 * (arrays + len(vectors))
+        return self._graphs[vectors]
 
     def _manifest_bytes(self, plan: TablePlan, dense: Collection[str], fields_at: str) -> int:
         tables, fields = [], []
@@ -150,6 +166,8 @@ class ServingBytes:
                     vocabulary=None if encoding == "hash" else listed,
                     composition=composition_of(own, name, field["rows"], fields_at),
                     projection=projection if (projection := projection_name(fields_at, name)) in dense else None,
+                    column=_LONG,
+                    separator="|" if field["kind"] == "multi" else None,
                 )
             )
         manifest = Manifest(
@@ -160,6 +178,8 @@ class ServingBytes:
             tables=tuple(tables),
             fields=tuple(fields),
             dense=replace(_LARGE, path=DENSE),
+            numeric=tuple(NumericEntry(name, _LONG) for name in self._meta["dense"]),
+            onnx=replace(_LARGE, path=ONNX) if self._spec.export.onnx else None,
         )
         return len(to_bytes(manifest))
 

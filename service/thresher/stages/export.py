@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from thresher import rundir
 from thresher.budget import Budget, budget_name
+from thresher.data.examples import read_raw
 from thresher.data.vocabulary import read_keys
 from thresher.embedding.representation import Masked, entries_of
 from thresher.embedding.rows import Rows, table_rows
@@ -23,9 +23,11 @@ from thresher.progress import Progress
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.stages.frame import building, inputs_of, run_lease
+from thresher.stages.golden import write_golden
 from thresher.tables import Writer
-from thresher.train.build import Job
-from thresher.train.group import process_group
+from thresher.tables.format import ONNX
+from thresher.train.build import Job, dense_graph, dense_part
+from thresher.train.group import Ranks, process_group
 from thresher.train.trained import load_trained, model_plan
 
 
@@ -36,16 +38,27 @@ def run(spec: Spec) -> None:
         budgets: list[Budget | None] = [None, *spec.prune.budgets]
         with Progress(run_dir.path, "export", len(budgets), "model", enabled=ranks.first) as progress:
             for done, budget in enumerate(budgets, start=1):
-                name = "baseline" if budget is None else budget_name(budget)
-                model = run_dir.baseline if budget is None else run_dir.model(name)
-                inputs = inputs_of(spec, ["export"], data=run_dir.data, model=model)
-                with building("export", run_dir.tables(name), inputs, ranks) as work:
-                    if work is not None:
-                        kept = None if budget is None else read_scheme(run_dir.scheme(name))["tables"]
-                        plan = model_plan(spec, meta, run_dir, budget)
-                        job = load_trained(spec, meta, ranks, run_dir, budget)
-                        _write(spec, meta, run_dir, job, budget, plan, kept, work)
+                export_model(spec, meta, run_dir, ranks, budget)
                 progress.update(done)
+
+
+def export_model(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, budget: Budget | None) -> None:
+    """Write the tables of the baseline (`budget` None), or of the model under a budget, unless they are up to date.
+
+    Raises:
+        ValueError: if the exported tables score otherwise than the trained model.
+    """
+    name = "baseline" if budget is None else budget_name(budget)
+    model = run_dir.baseline if budget is None else run_dir.model(name)
+    inputs = inputs_of(spec, ["export"], data=run_dir.data, model=model)
+    with building("export", run_dir.tables(name), inputs, ranks) as work:
+        if work is not None:
+            raw = read_raw(run_dir.data)
+            kept = None if budget is None else read_scheme(run_dir.scheme(name))["tables"]
+            plan = model_plan(spec, meta, run_dir, budget)
+            job = load_trained(spec, meta, ranks, run_dir, budget)
+            _write(spec, meta, run_dir, job, budget, plan, kept, raw["fields"], work)
+            write_golden(spec, meta, job, raw["examples"], work)
 
 
 def _write(
@@ -56,6 +69,7 @@ def _write(
     budget: Budget | None,
     plan: TablePlan,
     kept: Mapping[str, Any] | None,
+    raw: Mapping[str, Any],
     work: Path,
 ) -> None:
     """Stream every table's rows from the ranks that hold them to the first, which writes."""
@@ -104,15 +118,20 @@ def _write(
             keys=keys,
             composition=composition,
             projection=projection if projection in job.dense else None,
+            **raw[name],
         )
     if writer is not None:
-        tables = plan.exported_apart(job.fields_at)
-        writer.dense({name: _numpy(p) for name, p in job.dense.items() if name not in tables})
+        tensors = dict(job.model.named_buffers()) | job.dense
+        writer.dense({stored.name: _numpy(tensors[stored.name]) for stored in dense_part(spec, meta, plan)[0]})
+        graph, why_not = dense_graph(spec, meta, plan)
+        if why_not:
+            print(f"export: no {ONNX}, so these tables cannot score: {why_not}", flush=True)  # noqa: T201
+        writer.graph(graph, {name: raw[name]["column"] for name in meta["dense"]})
         writer.finish()
 
 
-def _numpy(parameter: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = parameter.detach().cpu().numpy()
+def _numpy(parameter: Tensor) -> NDArray[Any]:
+    found: NDArray[Any] = parameter.detach().cpu().numpy()
     return found
 
 

@@ -30,6 +30,7 @@ LAYOUTS: tuple[Layout, ...] = ("dense", "bucketed", "bitmap")  # of equally smal
 
 MANIFEST = "manifest.json"
 DENSE = "dense.safetensors"
+ONNX = "dense.onnx"
 
 
 def table_path(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 # Names that stand in a manifest: a changed function needs a new one.
 HASH = "fnv1a64_mix64"
 LOG_BUCKET = "floor_ln_squared"
+NUMERIC = "ln_one_plus"
 DEFINITIONS = {"hash": HASH, "log_bucket": LOG_BUCKET}
 
 

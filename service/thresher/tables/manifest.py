@@ -27,11 +27,12 @@ from thresher.tables.format import (
     MAX_DIM,
     MAX_ROWS,
     NAME,
+    ONNX,
     Layout,
     table_path,
     vocabulary_path,
 )
-from thresher.tables.keys import DEFINITIONS
+from thresher.tables.keys import DEFINITIONS, NUMERIC
 from thresher.tables.values import STORED, Dtype
 
 MAX_BYTES = 16 * 2**20
@@ -80,7 +81,8 @@ class FieldEntry:
 
     `definition` names the function that `hash` and `log_bucket` apply to a raw key; `oov_row` is the id of unknown
     keys, where there is one. `composition` says how ids share rows, where they do not have one each; `projection` is
-    the array of the dense part that the pooled vector is multiplied by.
+    the array of the dense part that the pooled vector is multiplied by. `column` is where the data have the raw values,
+    where it is not the field's name; `separator` stands between the keys of a bag that is one text.
     """
 
     name: str
@@ -93,10 +95,31 @@ class FieldEntry:
     vocabulary: VocabularyEntry | None
     composition: Composition | None = None
     projection: str | None = None
+    column: str | None = None
+    separator: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The column of its raw values."""
+        return self.column or self.name
 
     def ids(self, rows: int) -> int:
         """How many ids there are, where the table has so many rows."""
         return self.composition.ids if self.composition else rows
+
+
+@dataclass(frozen=True)
+class NumericEntry:
+    """A numeric input: `definition` names the function that makes it of a raw number; `column` as of a field."""
+
+    name: str
+    column: str | None
+    definition: str = NUMERIC
+
+    @property
+    def source(self) -> str:
+        """The column of its raw numbers."""
+        return self.column or self.name
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,8 @@ class Manifest:
     tables: tuple[TableEntry, ...]
     fields: tuple[FieldEntry, ...]
     dense: FileEntry
+    numeric: tuple[NumericEntry, ...] = ()
+    onnx: FileEntry | None = None
     manifest_bytes: int = 0
     manifest_sha256: str = _ZEROS
 
@@ -125,8 +150,8 @@ class Manifest:
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the dense part's file."""
-        return self.dense.bytes
+        """Bytes of the dense part's files: weights and graph."""
+        return self.dense.bytes + (self.onnx.bytes if self.onnx else 0)
 
     @property
     def total_bytes(self) -> int:
@@ -136,7 +161,8 @@ class Manifest:
     def files(self) -> list[FileEntry]:
         """All files but the manifest."""
         vocabularies = [field.vocabulary.file for field in self.fields if field.vocabulary]
-        return [*(table.file for table in self.tables), *vocabularies, self.dense]
+        graph = [self.onnx] if self.onnx else []
+        return [*(table.file for table in self.tables), *vocabularies, self.dense, *graph]
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -171,7 +197,9 @@ def _dump(manifest: Manifest) -> bytes:
                 **totals,
                 "tables": list(tables),
                 "fields": list(fields),
+                "numeric": list(members["numeric"]),
                 "dense": members["dense"],
+                "onnx": members["onnx"],
                 "manifest_sha256": members["manifest_sha256"],
             },
             indent=1,
@@ -200,7 +228,7 @@ def from_bytes(data: bytes, where: str, *, verify: bool) -> Manifest:
     if isinstance(value, dict) and check.whole(value.get("format"), "format", 1) != FORMAT:
         raise ValueError(f"{where}: format {value['format']}: this reader knows format {FORMAT}; use a newer one")
     names = ["format", "model", "seed", "budget", "spec_fingerprint", *_TOTALS]
-    top = check.members(value, "", [*names, "tables", "fields", "dense", "manifest_sha256"])
+    top = check.members(value, "", [*names, "tables", "fields", "numeric", "dense", "onnx", "manifest_sha256"])
     digest = check.sha256(top["manifest_sha256"], "manifest_sha256")
     if verify and hashlib.sha256(data.replace(digest.encode(), _ZEROS.encode())).hexdigest() != digest:
         raise ValueError(f"{where}: does not have its own manifest_sha256: the file was changed after it was written")
@@ -212,7 +240,11 @@ def from_bytes(data: bytes, where: str, *, verify: bool) -> Manifest:
     fields = tuple(
         field_entry(check, item, f"fields[{i}]", rows) for i, item in enumerate(check.items(top["fields"], "fields"))
     )
+    numeric = tuple(
+        _numeric(check, item, f"numeric[{i}]") for i, item in enumerate(check.listed(top["numeric"], "numeric"))
+    )
     check.unique((field.name for field in fields), "fields")
+    check.unique([*(field.name for field in fields), *(entry.name for entry in numeric)], "numeric")
     manifest = Manifest(
         model=check.text(top["model"], "model"),
         seed=check.whole(top["seed"], "seed", 0, 2**63 - 1),
@@ -221,6 +253,8 @@ def from_bytes(data: bytes, where: str, *, verify: bool) -> Manifest:
         tables=tables,
         fields=fields,
         dense=_file(check, top["dense"], "dense", DENSE),
+        numeric=numeric,
+        onnx=None if top["onnx"] is None else _file(check, top["onnx"], "onnx", ONNX),
         manifest_bytes=len(data),
         manifest_sha256=digest,
     )
@@ -258,7 +292,7 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
         ValueError: names the member and what it must be.
     """
     names = ["name", "table", "kind", "pooling", "encoding", "definition", "oov_row", "vocabulary", "composition"]
-    member = check.members(value, at, [*names, "projection"])
+    member = check.members(value, at, [*names, "projection", "column", "separator"])
     name = check.name(member["name"], f"{at}.name")
     table = check.one_of(member["table"], f"{at}.table", rows)
     definition = member["definition"]
@@ -287,6 +321,23 @@ def field_entry(check: Checker, value: Any, at: str, rows: dict[str, int]) -> Fi
         vocabulary=None if vocabulary is None else _vocabulary(check, vocabulary, at, name, ids),
         composition=composition,
         projection=None if projection is None else check.text(projection, f"{at}.projection"),
+        column=None if member["column"] is None else check.text(member["column"], f"{at}.column"),
+        separator=_separator(check, member["separator"], member["kind"], f"{at}.separator"),
+    )
+
+
+def _separator(check: Checker, value: Any, kind: str, at: str) -> str | None:
+    if value is not None and (not isinstance(value, str) or len(value) != 1 or kind != "multi"):
+        raise check.fail(at, "null, or for kind multi one character", value)
+    return value
+
+
+def _numeric(check: Checker, value: Any, at: str) -> NumericEntry:
+    member = check.members(value, at, ["name", "column", "definition"])
+    return NumericEntry(
+        check.name(member["name"], f"{at}.name"),
+        None if member["column"] is None else check.text(member["column"], f"{at}.column"),
+        check.one_of(member["definition"], f"{at}.definition", (NUMERIC,)),
     )
 
 
@@ -328,6 +379,12 @@ class Checker:
                 raise ValueError(f"{self.where}: {at or 'top level'}: {name} is missing")
         if extra := value.keys() - set(names):
             raise ValueError(f"{self.where}: {at or 'top level'}: unknown member {min(extra)[:80]!r}")
+        return value
+
+    def listed(self, value: Any, at: str) -> list[Any]:
+        """A list."""
+        if not isinstance(value, list):
+            raise self.fail(at, "a list", value)
         return value
 
     def items(self, value: Any, at: str) -> list[Any]:

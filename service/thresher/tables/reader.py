@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.hashing import hash_keys
-from thresher.tables import binding, manifest, safetensors_file
-from thresher.tables.format import MANIFEST
+from thresher.tables import binding, manifest, raw, safetensors_file
+from thresher.tables.format import MANIFEST, ONNX
 from thresher.tables.keys import log_buckets, texts
 from thresher.tables.layouts import Bags, Shape, Table, check_finite, pool, pooled
+from thresher.tables.scorer import Scorer
 from thresher.tables.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.integer[Any]] | Sequence[int]
@@ -51,6 +54,7 @@ class Tables:
     """Compact tables, ready for lookups from any number of threads.
 
     Attributes:
+        folder: where they are.
         manifest: all that `manifest.json` says.
         fields: the model's fields in its order, by name.
         tables: the tables, by name.
@@ -61,6 +65,7 @@ class Tables:
 
     def __init__(self, folder: Path, entries: manifest.Manifest, verify: bool) -> None:
         """Map and check the files that a manifest lists; use `load`."""
+        self.folder = folder
         self.manifest = entries
         self.fields = {field.name: field for field in entries.fields}
         self.tables = {table.name: table for table in entries.tables}
@@ -83,6 +88,8 @@ class Tables:
         for name, array in self.dense.items():
             if array.dtype.kind == "f":
                 check_finite(array.reshape(-1), name, str(folder / entries.dense.path))
+        if entries.onnx is not None:
+            _mapped(folder, entries.onnx, verify)
         for number, field in enumerate(entries.fields):
             at = f"{folder / MANIFEST}: fields[{number}]"
             if field.composition is not None:
@@ -144,6 +151,92 @@ class Tables:
             return vocabulary.rows(keys, field)
         return vocabulary.rows(texts(keys, field), field)
 
+    def lookup(self, field: str, keys: Any) -> npt.NDArray[np.float32]:
+        """The vector `[L, D]` of each raw key, before pooling and projection: 0 in the columns that were pruned.
+
+        Args:
+            field: name of the field.
+            keys: as for `rows`.
+
+        Raises:
+            ValueError: as `rows`.
+        """
+        entry, rows_L = self._field(field), self.rows(field, keys)
+        if entry.composition is not None:
+            return self._composed(entry, rows_L)
+        return self._tables[entry.table].lookup(rows_L)
+
+    def ids(self, columns: Any) -> dict[str, Any]:
+        """Ids of raw columns, for `embed`.
+
+        Args:
+            columns: a pyarrow Table, or a mapping of column names to arrays or lists, all `[B]`; those that no field
+                reads are ignored. `multi` columns hold lists of keys, or texts with the field's separator between them.
+
+        Raises:
+            ValueError: names the column that is missing, or the field and the value that is none of its.
+        """
+        return {name: raw.ids(field, raw.column_of(columns, field), self.rows) for name, field in self.fields.items()}
+
+    def score(self, columns: Any) -> npt.NDArray[np.float32]:
+        """Probability `[B]` of the label 1 for each sample, as the trained model gives it.
+
+        Args:
+            columns: of raw values, as for `ids`, those of the numeric inputs among them.
+
+        Raises:
+            ValueError: as `ids`; also if the export has no ONNX graph, or ONNX Runtime is not installed.
+        """
+        ids = self.ids(columns)
+        return self.score_vectors(self.embed(ids), self.numeric(columns, raw.samples_of(ids)))
+
+    def numeric(self, columns: Any, samples: int) -> npt.NDArray[np.float32]:
+        """Numeric inputs `[B, N]` of raw columns, for `score_vectors`.
+
+        Args:
+            columns: as for `ids`.
+            samples: B.
+
+        Raises:
+            ValueError: names the column that is missing, or has no B finite numbers.
+        """
+        return raw.numeric(self.manifest.numeric, columns, samples)
+
+    def score_vectors(
+        self, vectors: Mapping[str, npt.NDArray[np.float32]], numeric_BN: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Scores `[B]` of what `embed` gives for all fields, and of numeric inputs `[B, N]`.
+
+        Raises:
+            ValueError: if the export has no ONNX graph, or ONNX Runtime is not installed.
+        """
+        return self._scorer.score(vectors, numeric_BN)
+
+    @property
+    def sources(self) -> list[str]:
+        """The raw columns that `score` reads, each once."""
+        fields, numeric = self.manifest.fields, self.manifest.numeric
+        return list(dict.fromkeys([*(field.source for field in fields), *(entry.source for entry in numeric)]))
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        """Columns of each field's vectors, as `embed` gives them."""
+        return {
+            field.name: self.dense[field.projection].shape[0] if field.projection else self._columns(field)
+            for field in self.manifest.fields
+        }
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        if self.manifest.onnx is None:
+            raise ValueError(f"{self.folder}: has no {ONNX}, so it cannot score; the export said why")
+        return Scorer(self.folder / ONNX, self.columns, len(self.manifest.numeric))
+
+    def _columns(self, field: manifest.FieldEntry) -> int:
+        """Columns of a field's vectors before they are projected."""
+        dim = self.tables[field.table].dim
+        return field.composition.columns(dim) if field.composition else dim
+
     def _field(self, name: str) -> manifest.FieldEntry:
         if name not in self.fields:
             near = difflib.get_close_matches(str(name), self.fields, 1) or list(self.fields)[:1]
@@ -199,9 +292,7 @@ class Tables:
 
     def _check_projection(self, field: manifest.FieldEntry, at: str) -> None:
         """A projection is an array of the dense part that takes the field's vectors."""
-        columns = self.tables[field.table].dim
-        if field.composition:
-            columns = field.composition.columns(columns)
+        columns = self._columns(field)
         array = self.dense.get(field.projection or "")
         if array is None or array.ndim != 2 or array.shape[1] != columns or array.dtype != np.float32:
             found = "is not there" if array is None else f"is {array.dtype} {array.shape}"
@@ -258,13 +349,18 @@ def _joined(bags: Iterable[Any], field: str) -> tuple[npt.NDArray[np.int64], npt
 
 def _arrays(folder: Path, file: manifest.FileEntry, verify: bool) -> dict[str, npt.NDArray[Any]]:
     """The tensors of a file, mapped, after its size and hash were checked."""
+    return safetensors_file.parse(_mapped(folder, file, verify), str(folder / file.path))
+
+
+def _mapped(folder: Path, file: manifest.FileEntry, verify: bool) -> mmap.mmap:
+    """A file, mapped, after its size and hash were checked."""
     path = folder / file.path
     mapped = safetensors_file.map_file(path)
     if len(mapped) != file.bytes:
         raise ValueError(f"{path}: has {len(mapped)} bytes, the manifest says {file.bytes}")
     if verify and hashlib.sha256(mapped).hexdigest() != file.sha256:
         raise ValueError(f"{path}: does not have the SHA-256 of the manifest: it was changed after it was written")
-    return safetensors_file.parse(mapped, str(path))
+    return mapped
 
 
 def _table(folder: Path, entry: manifest.TableEntry, verify: bool) -> Table:

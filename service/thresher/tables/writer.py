@@ -33,6 +33,7 @@ from thresher.tables.format import (
     MANIFEST,
     MAX_DIM,
     MAX_ROWS,
+    ONNX,
     Layout,
     choose_layout,
     mask_bytes,
@@ -78,6 +79,8 @@ class Writer:
         self._tables: dict[str, TableWriter] = {}
         self._fields: dict[str, manifest.FieldEntry] = {}
         self._dense: Mapping[str, npt.NDArray[Any]] = {}
+        self._numeric: tuple[manifest.NumericEntry, ...] = ()
+        self._onnx: bytes | None = None
 
     def table(
         self,
@@ -144,6 +147,8 @@ class Writer:
         keys: vocabulary.Keys | None = None,
         composition: Composition | None = None,
         projection: str | None = None,
+        column: str | None = None,
+        separator: str | None = None,
     ) -> None:
         """Describe a field, and write its vocabulary where it has one. Call in the order of the model's fields.
 
@@ -157,6 +162,8 @@ class Writer:
                 keep nothing leave the vocabulary where the row of unknown keys keeps nothing either.
             composition: how ids share rows; none where each id has the row of its number.
             projection: array [D, columns of a vector] of the dense part that the pooled vectors are multiplied by.
+            column: of the raw values, where it is not the field's name.
+            separator: `multi`: between the keys of a bag that is one text.
 
         Raises:
             ValueError: names the field and what does not fit.
@@ -179,6 +186,8 @@ class Writer:
                 else {"form": "utf8", "keys": len(keys), "file": {"path": vocabulary_path(name), **_LATER}},
                 "composition": None if composition is None else composition.as_json(),
                 "projection": projection,
+                "column": column,
+                "separator": separator,
             },
             at,
             {name: table.entry.rows for name, table in self._tables.items()},
@@ -201,6 +210,16 @@ class Writer:
         """Give the dense part of the model: every array that is not an embedding table, by name."""
         self._dense = arrays
 
+    def graph(self, onnx: bytes | None, numeric: Mapping[str, str | None]) -> None:
+        """Give what scores vectors.
+
+        Args:
+            onnx: the dense part as ONNX, its weights those of `dense.safetensors`; None where there is none.
+            numeric: the columns of the numeric inputs, by name in the model's order; None for a column of that name.
+        """
+        self._onnx = onnx
+        self._numeric = tuple(manifest.NumericEntry(name, column) for name, column in numeric.items())
+
     def finish(self) -> manifest.Manifest:
         """Hash the files and write the manifest.
 
@@ -211,6 +230,8 @@ class Writer:
             if array.dtype.kind == "f":
                 check_finite(array.reshape(-1), name, str(self._folder / DENSE))
         safetensors_file.write(self._folder / DENSE, self._dense)
+        if self._onnx is not None:
+            (self._folder / ONNX).write_bytes(self._onnx)
         result = manifest.Manifest(
             model=self._model,
             seed=self._seed,
@@ -226,6 +247,8 @@ class Writer:
                 for entry in self._fields.values()
             ),
             dense=self._hashed(DENSE),
+            numeric=self._numeric,
+            onnx=None if self._onnx is None else self._hashed(ONNX),
         )
         path = self._folder / MANIFEST
         data = manifest.to_bytes(result)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -29,11 +30,13 @@ from thresher.models import factory
 from thresher.models.autoint import AutoInt
 from thresher.models.dcnv2 import DCNv2
 from thresher.models.deepfm import DeepFM
+from thresher.models.dense_onnx import dense_onnx, dense_tensors
 from thresher.models.dlrm import DLRM
 from thresher.models.fields import Fields
 from thresher.models.fm import FM
 from thresher.models.wide_deep import WideDeep
 from thresher.spec import ModelSpec, Spec, TrainSpec
+from thresher.tables.safetensors_file import TensorSpec
 from thresher.train.group import Ranks
 
 for noisy in ("torchrec", "torch.fx"):  # what they say at warning level is about their own calls
@@ -168,11 +171,39 @@ def fields_at(model: nn.Module) -> str:
     return next((name for name, module in model.named_modules() if isinstance(module, Fields)), "")
 
 
-def dense_part(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Shapes of the parameters outside the tables, by name, and where the fields are, without making a model."""
+def dense_part(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> tuple[list[TensorSpec], str]:
+    """What `dense.safetensors` holds, and where the fields are, without making a model."""
     with torch.device("meta"):
         model = create_model(spec.model, nn.Identity(), plan, len(meta["dense"]))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, fields_at(model)
+    at = fields_at(model)
+    apart = plan.exported_apart(at)
+    return [
+        TensorSpec(name, np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
+        for name, tensor in dense_tensors(model).items()
+        if name not in apart
+    ], at
+
+
+def dense_graph(spec: Spec, meta: Mapping[str, Any], plan: TablePlan) -> tuple[bytes | None, str]:
+    """The dense part as ONNX, whose weights are those of `dense.safetensors`.
+
+    Returns:
+        The file; None, and why, where the spec wants none or a model of the user's own cannot be exported.
+    """
+    if not spec.export.onnx:
+        return None, "export.onnx is false"
+    stored, at = dense_part(spec, meta, plan)
+    model = create_model(spec.model, nn.Identity(), plan, len(meta["dense"]))
+    parts = {
+        name: own.outside.names(name) if isinstance(own.outside, Separate) else [name]
+        for name, own in plan.fields.items()
+    }
+    try:
+        return dense_onnx(model, at, parts, len(meta["dense"]), stored), ""
+    except Exception as error:  # of torch's exporter, or of the model's own code
+        if spec.model.factory is None:
+            raise
+        return None, f"torch cannot export {spec.model.factory} to ONNX: {str(error).strip().splitlines()[0][:300]}"
 
 
 def _plan(spec: Spec, model: nn.Module, collection: EmbeddingBagCollection, ranks: Ranks) -> ShardingPlan:
