@@ -36,13 +36,14 @@ def write_export(folder: Path, seed: int = 0) -> Path:
         for name, rows in (("user", len(USERS) + 1), ("city", _CITIES), ("genres", len(GENRES) + 1))
     }
     mask = random.random(tables["user"].shape) < 0.4
+    mask[1:, 0] = True  # keys that keep nothing leave the vocabulary
     tables["user"] *= mask
     weight = random.normal(size=(1, 3 * DIM + 1)).astype(np.float32)
     writer = Writer(folder, model="logistic", seed=seed, budget=0.4, spec_fingerprint="0" * 64)
     for name, values in tables.items():
         masked = name == "user"
-        kept = int(mask.sum()) if masked else values.size
-        with writer.table(name, rows=len(values), dim=DIM, kept=kept, dtype="fp32") as table:
+        by_kept = np.bincount(mask.sum(axis=1), minlength=DIM + 1).tolist() if masked else [0] * DIM + [len(values)]
+        with writer.table(name, dim=DIM, rows_by_kept=by_kept, dtype="fp32", renumber=masked) as table:
             table.write(values, mask if masked else None)
     writer.field("user", table="user", kind="categorical", encoding="vocabulary", keys=USERS, column="user_id")
     writer.field("city", table="city", kind="categorical", encoding="hash")

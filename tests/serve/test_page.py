@@ -77,7 +77,7 @@ def test_one_sample_is_scored_with_what_its_keys_kept(server: Server) -> None:
     assert status == 200
     assert 0 < found["score"] < 1
     user, city, genres = found["fields"]
-    assert [(key["key"], key["id"], key["known"]) for key in user["keys"]] == [("20", 2, True)]
+    assert [(key["key"], key["known"]) for key in user["keys"]] == [("20", True)]
     assert [key["key"] for key in city["keys"]] == [""]
     assert [(key["key"], key["known"]) for key in genres["keys"]] == [("Drama", True), ("Nothing", False)]
     tables = load(current(server.folder))
