@@ -2,7 +2,8 @@
 
 26 fields look one id a sample up in one table of `rows`, so that all of its memory is read at random. Masks keep each
 entry by chance. Ours and FBGEMM's int8 take turns on the same batches, so that a noisy machine disturbs them alike, and
-the ratio is of their medians. `python -m benchmarks.tables quick` measures a few cases on small tables and writes nothing.
+the ratio is of their medians. `python -m benchmarks.tables quick` measures a few cases on small tables and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -230,20 +231,25 @@ def measured() -> Iterator[dict[str, Any]]:
                 yield from timed(row, lambda pages, threads: ours(path, shape, pages, threads))  # noqa: B023
 
 
+def described(row: dict[str, Any]) -> str:
+    """A row of the results as a line."""
+    line = (
+        f"{row['layout']:13} {row['dtype']:4} d={row['dim']:<3} {row['pruned']:<4} pruned, {row['ids']:7} "
+        f"{row['threads']} threads, {row['pages']:4} pages: {row['ns_per_lookup']:6.2f} ns, "
+        f"{row['ratio_to_fbgemm_int8']:.2f} of FBGEMM int8's {row['fbgemm_int8_ns']:.2f}; "
+        f"{row['bytes'] / row['rows']:.3f} bytes a row"
+    )
+    if bound := row["entropy_bound_bytes"]:
+        line += f", {row['bytes'] / bound:.3f} of the bound"
+    return line
+
+
 def main() -> None:
     """Measure every configuration and write the results."""
     found = []
     for row in measured():
         found.append(row)
-        bound = row["entropy_bound_bytes"]
-        print(
-            f"{row['layout']:13} {row['dtype']:4} d={row['dim']:<3} {row['pruned']:<4} pruned, {row['ids']:7} "
-            f"{row['threads']} threads, {row['pages']:4} pages: {row['ns_per_lookup']:6.2f} ns, "
-            f"{row['ratio_to_fbgemm_int8']:.2f} of FBGEMM int8's {row['fbgemm_int8_ns']:.2f}; "
-            f"{row['bytes'] / row['rows']:.3f} bytes a row" + (f", {row['bytes'] / bound:.3f} of the bound" if bound else "")
-            + (f"; written at {row['write_seconds_per_1e8_params']} s for 1e8" if "write_seconds_per_1e8_params" in row else ""),
-            flush=True,
-        )  # fmt: skip
+        print(described(row), flush=True)
     if QUICK:
         return
     where = environment(LEAST, "service/thresher/tables", "benchmarks/tables.py")

@@ -261,6 +261,26 @@ def validate(
     )
 
 
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of compact tables.", show_default=False)]
+
+
+@app.command()
+def inspect(folder: FolderArgument) -> None:
+    """Show what a folder of compact tables holds: tables, layouts, bytes, fields."""
+    with _mistakes_told():
+        importlib.import_module("thresher.tables.inspect").show(folder)
+
+
+@app.command()
+def verify(folder: FolderArgument) -> None:
+    """Check every byte of a folder of compact tables: hashes, sizes, structure."""
+    from thresher.tables import load
+
+    with _mistakes_told():
+        tables = load(folder, verify=True)
+    typer.echo(f"OK: {folder}: {len(tables.tables)} tables, {len(tables.fields)} fields, {tables.total_bytes:,} bytes")
+
+
 @app.command()
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="As tables for people: docs/spec.md.")] = False,

@@ -9,12 +9,14 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from thresher.cli import STAGES, app
 from thresher.spec import Spec
 from thresher.specdoc import spec_markdown
+from thresher.tables import Writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,3 +154,23 @@ def test_as_a_process_without_torch(spec_file: Path) -> None:
     assert bad.returncode == 2
     assert bad.stderr.startswith(f"error: {spec_file}.not: no such file;")
     assert bad.stderr.count("\n") == 1
+
+
+def test_tables_are_inspected_and_verified(tmp_path: Path) -> None:
+    folder = tmp_path / "tables"
+    writer = Writer(folder, model="deepfm", seed=0, budget=0.5, spec_fingerprint="0" * 64)
+    with writer.table("users", dim=4, rows_by_kept=[0, 0, 0, 0, 3], dtype="fp16") as table:
+        table.write(np.ones((3, 4), np.float32))
+    writer.field("user", table="users", kind="categorical", encoding="vocabulary", keys=["a", "b"])
+    writer.finish()
+    shown = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert shown.exit_code == 0
+    assert all(word in shown.output for word in ("deepfm", "users", "dense", "fp16", "100.00%", "user"))
+    verified = CliRunner().invoke(app, ["verify", str(folder)])
+    assert (verified.exit_code, verified.output[:4]) == (0, "OK: ")
+    path = folder / "tables" / "users.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    damaged = CliRunner().invoke(app, ["verify", str(folder)])
+    assert damaged.exit_code == 2
+    assert "users.safetensors: does not have the SHA-256 of the manifest" in damaged.output
+    assert "manifest.json: not there" in CliRunner().invoke(app, ["inspect", str(tmp_path)]).output

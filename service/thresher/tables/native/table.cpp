@@ -76,6 +76,16 @@ const uint8_t* scales_of(const thresher_parts& parts, uint64_t number) {
   return static_cast<const uint8_t*>(parts.scales) + number * parts.dim * 4;
 }
 
+// Of the bucket of rows that keep nothing: whatever is read for them, it is multiplied by nothing.
+constexpr float kZeros[kMaxDim] = {};
+
+Bucket bucket_of(const thresher_table& table, const uint8_t* records, uint64_t first, uint64_t size, uint32_t kept,
+                 Index index, const uint8_t* scales) {
+  const uint64_t all = table.dim < 64 ? (uint64_t{1} << table.dim) - 1 : ~uint64_t{0};
+  return {records, first, size, kept, index, scales, index.form == Form::kMask ? all : 0,
+          index.form == Form::kAll && size ? all : 0};
+}
+
 void open_dense(const thresher_parts& parts, thresher_table& table) {
   const uint64_t size = value_bytes(parts.dtype, parts.dim);
   if (parts.record_bytes != parts.rows * size) {
@@ -96,7 +106,7 @@ void open_dense(const thresher_parts& parts, thresher_table& table) {
   if (kept > parts.kept) {
     fail("values: %llu are not 0, but the manifest says that %llu are kept", ull(kept), ull(parts.kept));
   }
-  table.buckets.push_back({values, 0, size, table.dim, {}, scales_of(parts, 0)});
+  table.buckets.push_back(bucket_of(table, values, 0, size, table.dim, {}, scales_of(parts, 0)));
 }
 
 void open_bitmap(const thresher_parts& parts, thresher_table& table) {
@@ -151,7 +161,8 @@ void open_bitmap(const thresher_parts& parts, thresher_table& table) {
     }
   }
   check_padding(table.masks, parts.record_bytes);
-  table.buckets.push_back({table.values, 0, 0, 0, {Form::kMask, table.mask_bytes, 0, 0}, scales_of(parts, 0)});
+  const Index mask{Form::kMask, table.mask_bytes, 0, 0};
+  table.buckets.push_back(bucket_of(table, table.values, 0, 0, 0, mask, scales_of(parts, 0)));
 }
 
 void check_index(const Bucket& bucket, const uint8_t* record, uint32_t dim) {
@@ -195,7 +206,8 @@ void open_bucketed(const thresher_parts& parts, thresher_table& table) {
     const uint64_t size = index.bytes + value_bytes(parts.dtype, kept);
     const auto* records = static_cast<const uint8_t*>(parts.records);
     // Where the bucket begins is checked below, before anything is read there.
-    table.buckets.push_back({records, rows, size, kept, index, scales_of(parts, table.buckets.size())});
+    const uint8_t* scales = scales_of(parts, table.buckets.size() - 1);
+    table.buckets.push_back(bucket_of(table, records, rows, size, kept, index, scales));
     rows += count, kept_params += count * kept, bytes += count * size;
   }
   if (rows != parts.rows) fail("bucket_rows: are %llu rows, the manifest says %llu", ull(rows), ull(parts.rows));
@@ -205,9 +217,10 @@ void open_bucketed(const thresher_parts& parts, thresher_table& table) {
   if (parts.record_bytes != bytes + kPadding) {
     fail("records: have %llu bytes, must have %llu", ull(parts.record_bytes), ull(bytes + kPadding));
   }
-  check_scales(parts, table.buckets.size());
+  check_scales(parts, table.buckets.size() - 1);
   const auto* begin = static_cast<const uint8_t*>(parts.records);
-  for (Bucket& bucket : table.buckets) {
+  for (size_t number = 1; number < table.buckets.size(); ++number) {
+    Bucket& bucket = table.buckets[number];
     const uint64_t count = load<uint32_t>(counts + 4 * bucket.kept);
     bucket.records = begin;
     for (uint64_t row = 0; row < count; ++row) {
@@ -231,6 +244,9 @@ void open(const thresher_parts& parts, thresher_table& table) {
   table.dtype = parts.dtype;
   table.rows = parts.rows;
   table.dim = static_cast<uint32_t>(parts.dim);
+  const auto* records = static_cast<const uint8_t*>(parts.records);
+  const auto* zeros = parts.dtype < THRESHER_INT8 ? nullptr : reinterpret_cast<const uint8_t*>(kZeros);
+  table.buckets.push_back(bucket_of(table, records, 0, 0, 0, {}, zeros));
   if (parts.layout == THRESHER_DENSE) {
     open_dense(parts, table);
   } else if (parts.layout == THRESHER_BITMAP) {
@@ -238,9 +254,10 @@ void open(const thresher_parts& parts, thresher_table& table) {
   } else {
     open_bucketed(parts, table);
   }
-  for (const Bucket& bucket : table.buckets) table.firsts.push_back(static_cast<uint32_t>(bucket.first));
-  do table.firsts.push_back(UINT32_MAX);
-  while (table.firsts.size() % 16);
+  for (size_t number = 1; number < table.buckets.size(); ++number) {
+    table.firsts.push_back(static_cast<uint32_t>(table.buckets[number].first));
+  }
+  while (table.firsts.size() % 16) table.firsts.push_back(UINT32_MAX);
 }
 
 }  // namespace

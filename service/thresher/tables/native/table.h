@@ -9,6 +9,9 @@
 
 #include "thresher_tables.h"
 
+// Functions here are of each file for itself (`static`): files are compiled for different processors, and the linker would
+// take one copy for all.
+
 namespace thresher_tables {
 
 constexpr uint32_t kMaxDim = 1024;
@@ -30,7 +33,7 @@ Index index_of(uint32_t dim, uint32_t kept);
 
 constexpr uint32_t kBits[] = {32, 16, 16, 8, 4};
 
-inline uint64_t value_bytes(int32_t dtype, uint64_t count) { return (count * kBits[dtype] + 7) / 8; }
+static inline uint64_t value_bytes(int32_t dtype, uint64_t count) { return (count * kBits[dtype] + 7) / 8; }
 
 // Rows with as many columns: of a bucketed table those of one bucket, of others all.
 struct Bucket {
@@ -40,17 +43,20 @@ struct Bucket {
   uint32_t kept;   // a bitmap's rows differ in it: 0
   Index index;
   const uint8_t* scales;  // float32 [D]; or null
+  // For D below 65 the mask of a record that has no list is (its first 8 bytes & and_bits) | or_bits.
+  uint64_t and_bits;
+  uint64_t or_bits;
 };
 
 template <typename T>
-inline T load(const void* from) {
+static inline T load(const void* from) {
   T value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
 
 // The columns of a list, rising if it is well formed; returns how many were found, at most k. Reads up to 7 bytes past it.
-inline uint32_t list_columns(const Bucket& bucket, const uint8_t* list, uint32_t* columns) {
+static inline uint32_t list_columns(const Bucket& bucket, const uint8_t* list, uint32_t* columns) {
   const Index& index = bucket.index;
   const uint64_t low_mask = (uint64_t{1} << index.low_bits) - 1;
   for (uint32_t i = 0; i < bucket.kept; ++i) {
@@ -71,7 +77,7 @@ inline uint32_t list_columns(const Bucket& bucket, const uint8_t* list, uint32_t
 }
 
 // The mask of a list in up to 7 bytes, over up to 64 columns.
-inline uint64_t short_list_mask(const Bucket& bucket, const uint8_t* list) {
+static inline uint64_t short_list_mask(const Bucket& bucket, const uint8_t* list) {
   const Index& index = bucket.index;
   const uint64_t word = load<uint64_t>(list), low_mask = (uint64_t{1} << index.low_bits) - 1;
   uint64_t high = index.high_bits ? word >> bucket.kept * index.low_bits : 0, mask = 0;
@@ -93,8 +99,9 @@ struct thresher_table {
   int32_t dtype;
   uint64_t rows;
   uint32_t dim;
-  std::vector<thresher_tables::Bucket> buckets;  // those with rows that keep anything
-  std::vector<uint32_t> firsts;                  // row of each bucket, then the largest number, a multiple of 16 in all
+  // First one for rows that keep nothing, and ids that are none: it reads the same bytes for all, and gives zeros.
+  std::vector<thresher_tables::Bucket> buckets;
+  std::vector<uint32_t> firsts;  // row of each but that bucket, then largest numbers, a multiple of 16 in all
   // Of a bitmap:
   const uint8_t* present = nullptr;
   const uint8_t* masks = nullptr;
