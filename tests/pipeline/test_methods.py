@@ -136,7 +136,7 @@ def test_sseds_says_what_it_cost(trained: Path, tmp_path: Path) -> None:
     assert found["training_steps_worth"] > 0
 
 
-@pytest.mark.parametrize("method", ["magnitude", "sseds"])
+@pytest.mark.parametrize("method", ["pep", "magnitude", "sseds"])
 @pytest.mark.parametrize("budget", ["60kB", "75kB"])
 def test_a_budget_in_bytes_holds_for_all_files_together(
     budget: str, method: str, trained: Path, tmp_path: Path
@@ -151,8 +151,7 @@ def test_a_budget_in_bytes_holds_for_all_files_together(
     wanted = int(budget[:2]) * 1000
     assert row["total_bytes"] <= wanted
     if (method, budget) != ("sseds", "60kB"):  # there the next column would bring the vocabulary of a further field
-        # Masks and vocabularies are counted as if no row were empty; magnitude empties most.
-        assert row["total_bytes"] > 0.6 * wanted
+        assert row["total_bytes"] > (0.85 if method == "sseds" else 0.97) * wanted
 
 
 def saliency_on(spec: Spec, port: int) -> None:

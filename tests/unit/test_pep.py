@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,11 @@ def steer(
     """Run the pressure alone, without training."""
     taken: dict[str, Any] = {}
 
-    def take(name: str, masks: list[ShardMask]) -> None:
-        taken[name] = {mask.name: mask.mask_ND for mask in masks}
-
     kept = {budget_name(budget): budget_params(budget, TOTAL) for budget in budgets}
+
+    def take(name: str, masks_of: Callable[[int], list[ShardMask]]) -> None:
+        taken[name] = {mask.name: mask.mask_ND for mask in masks_of(kept[name])}
+
     pressure = Pressure(job.collection, search, kept, TOTAL, steps, take)
     state: dict[str, Any] = {}
     for step in range(steps + 1):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,7 +106,7 @@ def _shard(kernel: FusedEmbeddingBag, part: TablePart, table: int) -> TableShard
     )
 
 
-def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Tensor]:
+def exact_masks(shards: Sequence[TableShard], pressure: float, kept: int) -> list[Tensor]:
     """Masks [N, D] of the `kept` entries with the largest margins over all ranks, a mask for each shard."""
 
     def keys(shard: TableShard) -> Callable[[int, int], Tensor]:
@@ -118,6 +119,10 @@ def exact_masks(shards: list[TableShard], pressure: float, kept: int) -> list[Te
         ],
         kept,
     )
+
+
+def _ranked(shards: Sequence[TableShard], pressure: float, kept: int) -> list[ShardMask]:
+    return shard_masks(shards, exact_masks(shards, pressure, kept))
 
 
 def shard_masks(shards: Sequence[TableShard], masks: Sequence[Tensor]) -> list[ShardMask]:
@@ -182,7 +187,8 @@ class Pressure:
         kept: parameters that stay under each budget, by its name.
         total_params: entries of all tables over all ranks.
         total_steps: of the search.
-        take: called with a budget's name and the masks of this rank's shards when the budget is reached.
+        take: called when a budget is reached, with its name and what gives the masks of this rank's shards for a
+            number of entries that stay.
     """
 
     def __init__(
@@ -192,7 +198,7 @@ class Pressure:
         kept: Mapping[str, int],
         total_params: int,
         total_steps: int,
-        take: Callable[[str, list[ShardMask]], None],
+        take: Callable[[str, Callable[[int], list[ShardMask]]], None],
     ) -> None:
         self._collection = collection
         self._spec = spec
@@ -252,7 +258,7 @@ class Pressure:
             if name in taken or not (reached or step == self._total_steps):
                 continue
             shards = table_shards(self._collection)
-            self._take(name, shard_masks(shards, exact_masks(shards, pressure, params)))
+            self._take(name, partial(_ranked, shards, pressure))
             taken.append(name)
             if not reached:
                 stalled.append(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thresher.budget import Budget, budget_bytes, budget_params
 from thresher.data.vocabulary import read_keys
@@ -23,7 +24,17 @@ from thresher.methods.shared_rows import composition_of
 from thresher.rundir import RunDir
 from thresher.spec import Spec
 from thresher.tables import vocabulary
-from thresher.tables.format import DENSE, ONNX, Layout, mask_bytes, table_file_bytes, table_path, vocabulary_path
+from thresher.tables.format import (
+    DENSE,
+    ONNX,
+    Layout,
+    choose_layout,
+    mask_bytes,
+    rows_by_kept,
+    table_file_bytes,
+    table_path,
+    vocabulary_path,
+)
 from thresher.tables.keys import DEFINITIONS
 from thresher.tables.manifest import (
     FieldEntry,
@@ -49,23 +60,31 @@ class ServingBytes:
         spec: the job.
         meta: what `prepare` found in the data.
         run_dir: of the job, for the vocabularies.
+
+    Attributes:
+        rows: ids of each field.
     """
 
     def __init__(self, spec: Spec, meta: Mapping[str, Any], run_dir: RunDir) -> None:
         self._spec = spec
         self._meta = meta
         self._run_dir = run_dir
-        self._rows = {field["name"]: field["rows"] for field in meta["fields"]}
+        self.rows = {field["name"]: field["rows"] for field in meta["fields"]}
         self._graphs: dict[tuple[str, ...], int] = {}
 
     @cached_property
     def _vocabularies(self) -> dict[str, int]:
         """Bytes of each field's vocabulary, found by writing it: only budgets in bytes ask for it."""
-        folder = self._run_dir.data / "vocabulary"
-        return {name: _vocabulary_bytes(folder / f"{name}.parquet") for name in self._rows}
+        return {name: _vocabulary_bytes(self._vocabulary(name)) for name in self.rows}
+
+    def _vocabulary(self, field: str) -> Path:
+        return self._run_dir.data / "vocabulary" / f"{field}.parquet"
 
     def masked_params(self, budget: Budget, plan: TablePlan) -> int:
         """Entries that may stay of tables of which single entries do.
+
+        A budget in bytes has room for so many wherever they are. Rows that keep nothing leave room for more, which
+        `masked` counts once there are masks.
 
         Args:
             budget: as the user gave it.
@@ -75,7 +94,7 @@ class ServingBytes:
             ValueError: if the budget allows none, or more than there are.
         """
         dtype, wanted = self._spec.export.dtype, self._spec.export.layout
-        shapes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
+        shapes = [table.shape(name, self.rows[name]) for name, table in plan.fields.items()]
         if wanted == "dense" and budget_bytes(budget) is not None:
             raise ValueError(
                 f"prune.budgets: {budget} cannot be met with export.layout dense, which has room for what is pruned; "
@@ -91,8 +110,31 @@ class ServingBytes:
             return self.beside_tables(plan) + empty + sum(rows * mask_bytes(dim) for rows, dim in shapes)
 
         params = self.params_within(budget, lambda params: fixed() + value_bytes(dtype, params))
-        check_pruned(budget, params, plan.params(self._rows), self._spec.search)
+        check_pruned(budget, params, plan.params(self.rows), self._spec.search)
         return params
+
+    def masked(self, plan: TablePlan, masks: Mapping[str, NDArray[np.uint8]]) -> int:
+        """Bytes of all that serving needs of tables of which some entries stay, or some digits more.
+
+        It writes the vocabularies of fields that lose keys, to know their size: seconds for a million keys.
+
+        Args:
+            plan: the tables before anything is pruned.
+            masks: packed, of each table [N, ⌈D/8⌉].
+        """
+        export, total = self._spec.export, self._beside_keys(plan)
+        for name, table in plan.fields.items():
+            dim = table.shape(name, self.rows[name])[1]
+            by_kept = rows_by_kept(masks[name], dim)
+            renumber = self._vocabularies[name] > 0 and not table.is_shared
+            layout = choose_layout(export.layout, export.dtype, dim, by_kept, renumber)
+            total += table_file_bytes(layout, export.dtype, dim, by_kept)
+            kept_N = masks[name].max(axis=1) > 0
+            if table.is_shared or kept_N[0] or not self._vocabularies[name]:
+                total += self._vocabularies[name]
+            else:  # where unknown keys get zeros, keys of zeros need not be known
+                total += _vocabulary_bytes(self._vocabulary(name), kept_N[1:])
+        return total
 
     def params_within(self, budget: Budget, bytes_of: Callable[[int], int]) -> int:
         """Parameters that a budget allows.
@@ -104,7 +146,7 @@ class ServingBytes:
         Raises:
             ValueError: if the budget allows none, or more than there are.
         """
-        total_params = sum(self._rows.values()) * self._spec.model.dim
+        total_params = sum(self.rows.values()) * self._spec.model.dim
         wanted = budget_bytes(budget)
         if wanted is None:
             assert not isinstance(budget, str)
@@ -123,17 +165,19 @@ class ServingBytes:
     def unmasked(self, plan: TablePlan) -> int:
         """Bytes of all that serving needs of tables that keep all they have."""
         dtype, wanted = self._spec.export.dtype, self._spec.export.layout
-        sizes = [table.shape(name, self._rows[name]) for name, table in plan.fields.items()]
+        sizes = [table.shape(name, self.rows[name]) for name, table in plan.fields.items()]
         layout = "dense" if wanted == "auto" else wanted
         tables = sum(table_file_bytes(layout, dtype, dim, [0] * dim + [rows]) for rows, dim in sizes)
         return tables + self.beside_tables(plan)
 
     def beside_tables(self, plan: TablePlan) -> int:
         """Bytes of vocabularies, dense part and manifest of a model with these tables."""
+        return self._beside_keys(plan) + sum(self._vocabularies[name] for name in plan.fields)
+
+    def _beside_keys(self, plan: TablePlan) -> int:
         arrays, fields_at = dense_part(self._spec, self._meta, plan)
         dense = len(header(arrays)[0]) + sum(array.nbytes for array in arrays) + self._graph_bytes(plan, len(arrays))
-        vocabularies = sum(self._vocabularies[name] for name in plan.fields)
-        return dense + vocabularies + self._manifest_bytes(plan, {array.name for array in arrays}, fields_at)
+        return dense + self._manifest_bytes(plan, {array.name for array in arrays}, fields_at)
 
     def _graph_bytes(self, plan: TablePlan, arrays: int) -> int:
         """Bytes of the ONNX graph, or some more: widths of tables are in it as numbers, whose digits differ."""
@@ -184,11 +228,14 @@ class ServingBytes:
         return len(to_bytes(manifest))
 
 
-def _vocabulary_bytes(path: Path) -> int:
+def _vocabulary_bytes(path: Path, stay: NDArray[np.bool_] | None = None) -> int:
+    """Bytes of a vocabulary's file, of all its keys or those that stay; 0 where there is none."""
     keys = read_keys(path)
     if keys is None:
         return 0
+    rows = np.arange(1, len(keys) + 1) if stay is None else np.flatnonzero(stay) + 1
+    keys = keys[rows - 1] if isinstance(keys, np.ndarray) else [keys[row - 1] for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keys"
-        vocabulary.write(file, keys, np.arange(1, len(keys) + 1), path.stem)
+        vocabulary.write(file, keys, rows, path.stem)
         return file.stat().st_size

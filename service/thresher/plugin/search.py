@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -170,8 +170,9 @@ class Search:
         for kernel in self._tables.kernels():
             kernel.group.pressure = self._state.get("pressure", 0.0)
 
-    def _take_masks(self, name: str, masks: list[ShardMask]) -> None:
-        whole = gather_masks(masks, everywhere=True)
+    def _take_masks(self, name: str, masks_of: Callable[[int], list[ShardMask]]) -> None:
+        kept = budget_params(self._budgets[name], self._tables.params)
+        whole = gather_masks(masks_of(kept), everywhere=True)
         assert whole is not None
         self._schemes[name] = Scheme(whole, self._budgets[name])
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from thresher.budget import Budget, budget_name
+from thresher.budget import Budget, budget_bytes, budget_name
 from thresher.embedding.table_plan import FieldTable, TablePlan
 from thresher.methods import compositional
 from thresher.methods.columns import Columns, mde, uniform
@@ -54,7 +54,7 @@ def _masked(
 ) -> None:
     """The search took masks: single entries stay."""
     plan = compositional.to_prune(meta["fields"], spec.model.dim, spec.search)
-    name, wanted = budget_name(budget), sizes.masked_params(budget, plan)
+    name = budget_name(budget)
     by_name = load_file(run_dir.search / "masks" / f"{name}.safetensors")
     packed = {field["name"]: by_name[field["name"]] for field in meta["fields"]}  # in the model's order
     tables = {}
@@ -62,13 +62,16 @@ def _masked(
         table = field["name"]
         composition = composition_of(plan.fields[table], table, field["rows"])
         tables[table] = describe_masked(packed[table], spec.model.dim, composition)
-    scheme = _describe(spec, meta, budget, tables, wanted, "")
-    if scheme["kept_params"] != wanted:
+    kept = sum(table["kept"] for table in tables.values())
+    most_bytes = budget_bytes(budget)
+    wanted = sizes.masked_params(budget, plan) if most_bytes is None else kept
+    if most_bytes is not None and sizes.masked(plan, packed) > most_bytes:
+        raise ValueError(f"{run_dir.search}: the mask for budget {name} takes more bytes; run search again")
+    if kept != wanted:
         raise ValueError(
-            f"{run_dir.search}: the mask for budget {name} keeps {scheme['kept_params']} parameters, not {wanted}; run "
-            "search again"
+            f"{run_dir.search}: the mask for budget {name} keeps {kept} parameters, not {wanted}; run search again"
         )
-    write_scheme(work, scheme, packed)
+    write_scheme(work, _describe(spec, meta, budget, tables, wanted, ""), packed)
 
 
 def _narrow(

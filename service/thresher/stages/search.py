@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from thresher import rundir
-from thresher.budget import budget_name
+from thresher.budget import Budget, budget_bytes, budget_name
 from thresher.embedding.representation import SoftThreshold
+from thresher.embedding.table_plan import TablePlan
 from thresher.methods.compositional import to_prune
 from thresher.methods.magnitude import magnitude_masks
-from thresher.methods.masks import write_masks
+from thresher.methods.masks import ShardMask, gather_masks, write_masks
 from thresher.methods.pep import Pressure, start_thresholds
 from thresher.methods.serving_bytes import ServingBytes
 from thresher.methods.sseds import saliency
@@ -61,7 +64,8 @@ def _pep(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, wor
     )
     plan = to_prune(meta["fields"], spec.model.dim, spec.search, representation)
     sizes = ServingBytes(spec, meta, run_dir)
-    kept = {budget_name(budget): sizes.masked_params(budget, plan) for budget in spec.prune.budgets}
+    budgets = {budget_name(budget): budget for budget in spec.prune.budgets}
+    kept = {name: sizes.masked_params(budget, plan) for name, budget in budgets.items()}
     job = build(spec, meta, ranks, plan, train, table_seed=spec.seed, dense_seed=spec.seed)
     start_thresholds(job.collection, spec.search, _counts(meta, run_dir))
     training, validation = loaders(spec, run_dir, ranks)
@@ -72,7 +76,7 @@ def _pep(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, wor
         kept,
         total_params=plan.params({field["name"]: field["rows"] for field in meta["fields"]}),
         total_steps=total,
-        take=lambda budget, masks: write_masks(_mask_file(work, budget), masks),
+        take=lambda budget, masks_of: _write_masks(work, budgets[budget], plan, sizes, kept[budget], masks_of),
     )
 
     def before_step(trainer: Trainer, loss: float) -> None:
@@ -101,8 +105,8 @@ def _magnitude(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Rank
     counts, sizes = _counts(meta, run_dir), ServingBytes(spec, meta, run_dir)
     plan = to_prune(meta["fields"], spec.model.dim, spec.search)
     for budget in spec.prune.budgets:
-        masks = magnitude_masks(job.collection, counts, sizes.masked_params(budget, plan))
-        write_masks(_mask_file(work, budget_name(budget)), masks)
+        masks_of = partial(magnitude_masks, job.collection, counts)
+        _write_masks(work, budget, plan, sizes, sizes.masked_params(budget, plan), masks_of)
     return {"seconds": round(time.monotonic() - began, 3)}
 
 
@@ -130,8 +134,30 @@ def _nothing(*_: Any) -> dict[str, Any]:
     return {"seconds": 0.0}
 
 
-def _mask_file(work: Path, budget: str) -> Path:
-    return work / "masks" / f"{budget}.safetensors"
+def _write_masks(
+    work: Path,
+    budget: Budget,
+    plan: TablePlan,
+    sizes: ServingBytes,
+    params: int,
+    masks_of: Callable[[int], list[ShardMask]],
+) -> None:
+    """Write the masks of a budget.
+
+    Where it is in bytes, `params` of them fit wherever they are; what rows that keep nothing save goes to further
+    entries, until less than a hundredth of them would fit still.
+    """
+    wanted = budget_bytes(budget)
+    if wanted is not None:
+        low, high = params, plan.params(sizes.rows) + 1
+        while high - low > max(1, low // 100):
+            middle = (low + high) // 2
+            masks = gather_masks(masks_of(middle))
+            box = [masks is None or sizes.masked(plan, masks) <= wanted]
+            dist.broadcast_object_list(box, src=0)
+            low, high = (middle, high) if box[0] else (low, middle)
+        params = low
+    write_masks(work / "masks" / f"{budget_name(budget)}.safetensors", masks_of(params))
 
 
 def _counts(meta: Mapping[str, Any], run_dir: RunDir) -> dict[str, NDArray[np.int64]]:
