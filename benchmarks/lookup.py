@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from benchmarks._environment import ROOT, environment
+from benchmarks._malloc import MALLOC, run_keeping_memory
 from thresher.kernels import layout, memory
 from thresher.kernels.layout import Combine, Optimizer, Shared
 from thresher.kernels.ops import Group
@@ -319,12 +319,5 @@ def main() -> None:
     RESULTS.write_text(json.dumps({"environment": where, "config": config, "rows": found}, indent=1) + "\n")
 
 
-# Memory that is freed stays with the process: both FBGEMM's and our pooled vectors are fresh pages at every call
-# otherwise, which costs as much as the lookup itself.
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
-
 if __name__ == "__main__":
-    if MALLOC.items() <= os.environ.items():
-        main()
-    else:
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.lookup"], os.environ | MALLOC)
+    run_keeping_memory(main)

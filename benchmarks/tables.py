@@ -29,6 +29,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocati
 from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
 
 from benchmarks._environment import ROOT, environment
+from benchmarks._malloc import MALLOC, run_keeping_memory
 from thresher.kernels import memory
 from thresher.tables import Writer, binding, safetensors_file
 from thresher.tables.layouts import Bags, Shape
@@ -257,12 +258,5 @@ def main() -> None:
     RESULTS.write_text(json.dumps({"environment": where, "config": config, "rows": found}, indent=1) + "\n")
 
 
-# Memory that is freed stays with the process: vectors are fresh pages at every call otherwise, which costs as much as
-# the lookup itself.
-MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_MMAP_THRESHOLD_": str(1 << 32)}
-
 if __name__ == "__main__":
-    if MALLOC.items() <= os.environ.items():
-        main()
-    else:
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.tables", *sys.argv[1:]], os.environ | MALLOC)
+    run_keeping_memory(main)
