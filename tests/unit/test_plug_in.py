@@ -291,7 +291,7 @@ OTHER = thresher.Scheme({"a": np.zeros((39, 1), np.uint8)})
     [
         (SOFT, {}, "table a: learned thresholds; export it with the scheme"),
         (SOFT, {"scheme": OTHER}, "table a: the scheme has a mask (39, 1) of it, not (40, 1)"),
-        (COMPOSED, {}, "table a: composed tables have no layout on disk yet"),
+        (COMPOSED, {}, "table a: composed tables are exported by jobs alone; train the model by a spec"),
         (thresher.Dense(), {"vocabularies": {"x": []}}, "vocabulary of feature x: there is no such feature"),
         (thresher.Dense(), {"vocabularies": {"b": ["k"] * 9}}, "9 keys have rows 1 to 9, but table b has 9 rows"),
         (thresher.Dense(), {"name": ""}, "model: must be a printable string"),

@@ -134,7 +134,7 @@ def _check_names(tables: list[_Table], vocabularies: Mapping[str, Keys]) -> None
 def _check_table(collection: ShardedCollection, config: EmbeddingBagConfig, scheme: Scheme | None) -> None:
     representation = collection.representations[config.name]
     if isinstance(representation, Composed):
-        raise ValueError(f"table {config.name}: composed tables have no layout on disk yet")
+        raise ValueError(f"table {config.name}: composed tables are exported by jobs alone; train the model by a spec")
     if isinstance(representation, Masked):
         return
     if scheme is None or config.name not in scheme.masks:
