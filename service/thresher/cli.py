@@ -210,7 +210,7 @@ def publish(
                     f"{path}: not there; give a run directory whose stages are done, and one of its budgets"
                 )
         metrics, spec = rundir.read_json(run / "metrics.json"), rundir.read_json(run / "spec.json")
-        version = published(tables, model_card(load(tables).manifest, metrics, spec["data"]), to, keep)
+        version = published(tables, model_card(load(tables, verify=False).manifest, metrics, spec["data"]), to, keep)
     typer.echo(f"{to}: version {version} is current")
 
 
@@ -261,18 +261,15 @@ def validate(
     )
 
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of compact tables.", show_default=False)]
-
-
 @app.command()
-def inspect(folder: FolderArgument) -> None:
+def inspect(folder: TablesFolder) -> None:
     """Show what a folder of compact tables holds: tables, layouts, bytes, fields."""
     with _mistakes_told():
         importlib.import_module("thresher.tables.inspect").show(folder)
 
 
 @app.command()
-def verify(folder: FolderArgument) -> None:
+def verify(folder: TablesFolder) -> None:
     """Check every byte of a folder of compact tables: hashes, sizes, structure."""
     from thresher.tables import load
 

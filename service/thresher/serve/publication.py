@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 
 from thresher.rundir import fsync_dir, lease, write_json
-from thresher.tables import load, strict_json
+from thresher.tables import Tables, load, strict_json
 from thresher.tables.format import MANIFEST
 from thresher.tables.golden import GOLDEN, check_golden
 
@@ -46,14 +46,15 @@ def publish(tables: Path, card: str, to: Path, keep: int) -> str:
     Raises:
         ValueError: if the export is not whole or does not score as the trained model, or another process publishes.
     """
-    check_golden(load(tables))
+    loaded = load(tables)
+    check_golden(loaded)
     with lease(to, "publish"):
         work = to / _WORK
         for left in (work, to / _GONE):  # of a writer that was killed
             shutil.rmtree(left, ignore_errors=True)
         for left in to.glob(f".{CURRENT}.*"):
             left.unlink()
-        _copy(tables, card, work)
+        _copy(loaded, card, work)
         version = content_hash(work)
         if (to / version).is_dir():
             shutil.rmtree(work)
@@ -99,12 +100,12 @@ def content_hash(folder: Path) -> str:
     return lines.hexdigest()
 
 
-def _copy(tables: Path, card: str, work: Path) -> None:
+def _copy(tables: Tables, card: str, work: Path) -> None:
     """Copy what the manifest lists, and no more, and see that it is on disk."""
-    files = [*(entry.path for entry in load(tables).manifest.files()), MANIFEST, GOLDEN]
+    files = [*(entry.path for entry in tables.manifest.files()), MANIFEST, GOLDEN]
     for name in files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tables / name, work / name)
+        shutil.copyfile(tables.folder / name, work / name)
     (work / CARD).write_text(card)
     for path in [*work.rglob("*"), work]:
         if path.is_dir():

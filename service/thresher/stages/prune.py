@@ -64,14 +64,14 @@ def _masked(
         tables[table] = describe_masked(packed[table], spec.model.dim, composition)
     kept = sum(table["kept"] for table in tables.values())
     most_bytes = budget_bytes(budget)
-    wanted = sizes.masked_params(budget, plan) if most_bytes is None else kept
-    if most_bytes is not None and sizes.masked(plan, packed) > most_bytes:
-        raise ValueError(f"{run_dir.search}: the mask for budget {name} takes more bytes; run search again")
-    if kept != wanted:
+    if most_bytes is not None:
+        if sizes.masked(plan, packed) > most_bytes:
+            raise ValueError(f"{run_dir.search}: the mask for budget {name} takes more bytes; run search again")
+    elif kept != (wanted := sizes.masked_params(budget, plan)):
         raise ValueError(
             f"{run_dir.search}: the mask for budget {name} keeps {kept} parameters, not {wanted}; run search again"
         )
-    write_scheme(work, _describe(spec, meta, budget, tables, wanted, ""), packed)
+    write_scheme(work, _describe(spec, meta, budget, tables, kept, ""), packed)
 
 
 def _narrow(

@@ -74,7 +74,7 @@ def _pep(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Ranks, wor
         job.collection,
         spec.search,
         kept,
-        total_params=plan.params({field["name"]: field["rows"] for field in meta["fields"]}),
+        total_params=plan.params(sizes.rows),
         total_steps=total,
         take=lambda budget, masks_of: _write_masks(work, budgets[budget], plan, sizes, kept[budget], masks_of),
     )
@@ -104,8 +104,8 @@ def _magnitude(spec: Spec, meta: Mapping[str, Any], run_dir: RunDir, ranks: Rank
     job = load_trained(spec, meta, ranks, run_dir, None)
     counts, sizes = _counts(meta, run_dir), ServingBytes(spec, meta, run_dir)
     plan = to_prune(meta["fields"], spec.model.dim, spec.search)
+    masks_of = partial(magnitude_masks, job.collection, counts)
     for budget in spec.prune.budgets:
-        masks_of = partial(magnitude_masks, job.collection, counts)
         _write_masks(work, budget, plan, sizes, sizes.masked_params(budget, plan), masks_of)
     return {"seconds": round(time.monotonic() - began, 3)}
 
