@@ -4,12 +4,13 @@
 #include <immintrin.h>
 
 #include "expansion.h"
+#include "scalar_index.h"
 #include "table.h"
 
 namespace thresher_tables {
 namespace {
 
-struct Isa {
+struct Isa : ScalarIndex {
   static constexpr uint32_t kLanes = 8;
   using Floats = __m256;
 
@@ -56,14 +57,6 @@ struct Isa {
     const __m128i each = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_sub_epi8(each, _mm_set1_epi8(8))));
   }
-
-  static uint32_t less_equal(const uint32_t* of, uint32_t x) {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < 16; ++i) found += of[i] <= x;
-    return found;
-  }
-
-  static uint64_t list_mask(const Bucket& bucket, const uint8_t* list) { return short_list_mask(bucket, list); }
 };
 
 }  // namespace

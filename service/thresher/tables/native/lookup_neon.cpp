@@ -3,12 +3,13 @@
 #include <arm_neon.h>
 
 #include "expansion.h"
+#include "scalar_index.h"
 #include "table.h"
 
 namespace thresher_tables {
 namespace {
 
-struct Isa {
+struct Isa : ScalarIndex {
   static constexpr uint32_t kLanes = 4;
   using Floats = float32x4_t;
 
@@ -55,14 +56,6 @@ struct Isa {
     const uint8x8_t each = vzip1_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8(pairs, 4));
     return wholes(vreinterpret_s8_u8(vsub_u8(each, vdup_n_u8(8))));
   }
-
-  static uint32_t less_equal(const uint32_t* of, uint32_t x) {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < 16; ++i) found += of[i] <= x;
-    return found;
-  }
-
-  static uint64_t list_mask(const Bucket& bucket, const uint8_t* list) { return short_list_mask(bucket, list); }
 
  private:
   static Floats wholes(int8x8_t of) { return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(of)))); }

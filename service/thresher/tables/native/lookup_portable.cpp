@@ -1,4 +1,5 @@
 // Lookups for any processor.
+#include "scalar_index.h"
 #include "table.h"
 
 namespace thresher_tables {
@@ -12,7 +13,7 @@ inline float half_to_float(uint16_t half) {
   return load<float>(&bits);
 }
 
-struct Isa {
+struct Isa : ScalarIndex {
   static constexpr uint32_t kLanes = 8;
   struct Floats {
     float lane[kLanes];
@@ -67,14 +68,6 @@ struct Isa {
     for (uint32_t i = 0; i < kLanes; ++i) found.lane[i] = static_cast<float>(static_cast<int32_t>(all >> 4 * i & 15) - 8);
     return found;
   }
-
-  static uint32_t less_equal(const uint32_t* of, uint32_t x) {
-    uint32_t found = 0;
-    for (uint32_t i = 0; i < 16; ++i) found += of[i] <= x;
-    return found;
-  }
-
-  static uint64_t list_mask(const Bucket& bucket, const uint8_t* list) { return short_list_mask(bucket, list); }
 };
 
 }  // namespace
